@@ -1,0 +1,88 @@
+"""centermerge_jax: merging fine-tuned models around their mean, in JAX.
+
+    import centermerge_jax as cm
+
+    tv = cm.center(experts)                       # origin = mean of the experts
+    tv = cm.truncate(tv, rank=0.08)               # top singular directions per matrix
+    params = cm.combine(tv, scale=1.5)            # origin + scale * sum over tasks
+
+    params = cm.cart(experts, rank=0.08, scale=1.5)    # exactly those three lines
+
+Names are resolved when they are first used (PEP 562), so that importing the package
+costs nothing and `centermerge --help` answers without JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from centermerge_jax import views as views
+    from centermerge_jax.errors import CheckpointError as CheckpointError
+    from centermerge_jax.errors import DataError as DataError
+    from centermerge_jax.errors import MergeError as MergeError
+    from centermerge_jax.errors import ParameterError as ParameterError
+    from centermerge_jax.errors import StructureError as StructureError
+    from centermerge_jax.errors import ViewError as ViewError
+    from centermerge_jax.linalg import LowRank as LowRank
+    from centermerge_jax.linalg import truncated_svd as truncated_svd
+    from centermerge_jax.methods import METHODS as METHODS
+    from centermerge_jax.methods import cart as cart
+    from centermerge_jax.methods import task_arithmetic as task_arithmetic
+    from centermerge_jax.methods import (
+        truncated_task_arithmetic as truncated_task_arithmetic,
+    )
+    from centermerge_jax.methods import weight_average as weight_average
+    from centermerge_jax.task_vectors import TaskVectors as TaskVectors
+    from centermerge_jax.task_vectors import center as center
+    from centermerge_jax.task_vectors import combine as combine
+    from centermerge_jax.task_vectors import select as select
+    from centermerge_jax.task_vectors import subtract as subtract
+    from centermerge_jax.transforms import truncate as truncate
+    from centermerge_jax.views import MatrixView as MatrixView
+
+__version__ = "0.1.0"
+
+# Kept in step with the block above by a test.
+_HOMES = {
+    "CheckpointError": "errors",
+    "DataError": "errors",
+    "LowRank": "linalg",
+    "METHODS": "methods",
+    "MatrixView": "views",
+    "MergeError": "errors",
+    "ParameterError": "errors",
+    "StructureError": "errors",
+    "TaskVectors": "task_vectors",
+    "ViewError": "errors",
+    "cart": "methods",
+    "center": "task_vectors",
+    "combine": "task_vectors",
+    "select": "task_vectors",
+    "subtract": "task_vectors",
+    "task_arithmetic": "methods",
+    "truncate": "transforms",
+    "truncated_svd": "linalg",
+    "truncated_task_arithmetic": "methods",
+    "weight_average": "methods",
+}
+_MODULES = ("views",)
+
+__all__ = [  # noqa: PLE0604, RUF022  computed from the table above
+    *_HOMES,
+    *_MODULES,
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first asked for."""
+    if name in _HOMES:
+        module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        return getattr(module, name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted({*globals(), *__all__})

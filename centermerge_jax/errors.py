@@ -1,0 +1,70 @@
+"""The errors a user can cause, and how their messages are written.
+
+When to raise what:
+
+* the caller's *trees* do not fit together (a missing, extra or misshapen leaf, a dtype
+  that cannot be merged): `StructureError`;
+* a *hyperparameter* is outside its range (rank, scale, a task name): `ParameterError`;
+* a *view rule* covers nothing, or a leaf is covered by no rule: `ViewError`;
+* a *file* is absent, unreadable, truncated, or would be overwritten: `CheckpointError`;
+* *data* could not be fetched or is not what was promised: `DataError`.
+
+A message says the rule, what came, where (checkpoint and leaf), and the cure when it is
+known. Everything wrong is listed at once (`listing`), because fixing a checkpoint one
+leaf per run is misery. The command line prints any `MergeError` on stderr without a
+traceback and exits with status 2; whatever else escapes is a bug and exits with 1.
+"""
+
+from collections.abc import Sequence
+
+_SHOWN = 20
+
+
+class MergeError(ValueError):
+    """Base class: something about the input, not a bug in the library."""
+
+
+class StructureError(MergeError):
+    """Experts (or an expert and the base) are not the same tree."""
+
+
+class ParameterError(MergeError):
+    """A hyperparameter is outside its range or of the wrong kind."""
+
+
+class ViewError(MergeError):
+    """A leaf has no matrix view, or a view rule matches nothing."""
+
+
+class CheckpointError(MergeError):
+    """A checkpoint cannot be read or written."""
+
+
+class DataError(MergeError):
+    """A data set or pretrained model cannot be had, or is not what was promised."""
+
+
+def listing(header: str, problems: Sequence[str], cure: str = "") -> str:
+    """Formats many problems as one message, the first twenty of them in full.
+
+    Args:
+      header: What the problems have in common; `{n}` becomes their number.
+      problems: One line each, beginning with the place (checkpoint, leaf).
+      cure: What to do about it, when that is known.
+
+    Returns:
+      The message: header, indented problems, and the cure on a line of its own.
+
+    Example:
+      >>> print(listing("{n} leaves differ:", ["a: missing", "b: extra"]))
+      2 leaves differ:
+        a: missing
+        b: extra
+    """
+    lines = [header.format(n=len(problems))]
+    lines += [f"  {problem}" for problem in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  ... and {len(problems) - _SHOWN} more")
+    if cure:
+        lines.append(cure)
+    return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""All methods by name, with what the command line and tables need to know of them."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from centermerge_jax.methods.cart import cart
+from centermerge_jax.methods.task_arithmetic import (
+    task_arithmetic,
+    truncated_task_arithmetic,
+)
+from centermerge_jax.methods.weight_average import weight_average
+from centermerge_jax.trees import Params
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merging method as callers see it that know only its name.
+
+    Attributes:
+      function: `function(experts[, base], **hyperparameters) -> params`.
+      centered: Whether task vectors are taken around the mean: then two experts merge
+        into their average.
+    """
+
+    function: Callable[..., Params]
+    centered: bool = False
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether it takes the pretrained parameters as second argument."""
+        return "base" in inspect.signature(self.function).parameters
+
+    @property
+    def hyperparameters(self) -> Mapping[str, inspect.Parameter]:
+        """Its keyword-only parameters."""
+        parameters = inspect.signature(self.function).parameters
+        return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+METHODS: Mapping[str, Method] = {
+    "cart": Method(cart, centered=True),
+    "weight_average": Method(weight_average),
+    "task_arithmetic": Method(task_arithmetic),
+    "truncated_task_arithmetic": Method(truncated_task_arithmetic),
+}

@@ -1,0 +1,98 @@
+"""Task vectors around the pretrained parameters: whole, and truncated."""
+
+from typing import Any, Literal
+
+from centermerge_jax.errors import ParameterError
+from centermerge_jax.linalg import LowRank, Solver
+from centermerge_jax.ranks import Rank
+from centermerge_jax.task_vectors import Experts, TaskVectors, combine, subtract
+from centermerge_jax.transforms import truncate
+from centermerge_jax.trees import Params
+from centermerge_jax.views import Views
+
+Rest = Literal["sum", "mean", "base"]
+RESTS: tuple[Rest, ...] = ("sum", "mean", "base")
+
+
+def task_arithmetic(
+    experts: Experts, base: Params, *, scale: Any, dtype: Any = None
+) -> Params:
+    """Adds all task vectors to the pretrained parameters.
+
+        theta = theta_0 + scale * sum_t (theta_t - theta_0)
+
+    Args:
+      experts: Fine-tuned parameters of at least one expert.
+      base: The parameters that they were fine-tuned from.
+      scale: One number (0.3 is common for eight tasks; `1 / tasks` is the mean), or as
+        for `cm.combine`.
+      dtype: Type of the result; the experts' by default.
+
+    Raises:
+      StructureError: The trees are not the same.
+
+    Example:
+      >>> import numpy as np
+      >>> base = {"w": np.float32([1, 1])}
+      >>> experts = [{"w": np.float32([2, 1])}, {"w": np.float32([1, 3])}]
+      >>> task_arithmetic(experts, base, scale=0.5)
+      {'w': Array([1.5, 2. ], dtype=float32)}
+
+    References:
+      Ilharco et al., "Editing Models with Task Arithmetic", 2023, arXiv:2212.04089.
+    """
+    return combine(subtract(experts, base), scale=scale, dtype=dtype)
+
+
+def truncated_task_arithmetic(
+    experts: Experts,
+    base: Params,
+    *,
+    rank: Rank,
+    scale: float,
+    views: Views | None = None,
+    rest: Rest = "mean",
+    solver: Solver = "auto",
+    dtype: Any = None,
+) -> Params:
+    """Task arithmetic with truncated vectors: CART without the centring, its control.
+
+        theta = theta_0 + scale * sum_t SVD_k(theta_t - theta_0)
+
+    Args:
+      experts: Fine-tuned parameters of at least one expert.
+      base: The parameters that they were fine-tuned from.
+      rank: Share of `min(m, n)` in (0, 1], or a number of directions.
+      scale: One number.
+      views: Which leaves are matrices; `cm.views.auto` by default.
+      rest: What becomes of leaves that are no matrices: `mean` takes the experts' mean
+        (as CART does, so that only the matrices differ), `sum` adds the whole vectors
+        with the same scale, `base` leaves them pretrained.
+      solver: As for `cm.truncated_svd`.
+      dtype: Type of the result; the experts' by default.
+
+    Raises:
+      StructureError: The trees are not the same.
+      ViewError: A leaf of two or more axes has no view.
+      ParameterError: `rank`, `scale` or `rest` is out of range.
+
+    References:
+      Choi et al., "Revisiting Weight Averaging for Model Merging", 2024,
+      arXiv:2412.12153, where it is the comparison "original task vectors".
+    """
+    tv = truncate(subtract(experts, base), rank=rank, views=views, solver=solver)
+    return combine(tv, scale=rest_scales(tv, scale=scale, rest=rest), dtype=dtype)
+
+
+def rest_scales(tv: TaskVectors, *, scale: float, rest: Rest) -> Params:
+    """A scale for each leaf: `scale` for factors, and for the others as `rest` says.
+
+    Raises:
+      ParameterError: `rest` is none of `sum`, `mean` and `base`.
+    """
+    if rest not in RESTS:
+        raise ParameterError(f"rest is one of {', '.join(RESTS)}; got {rest!r}")
+    dense = {"sum": scale, "mean": 1.0 / len(tv.tasks), "base": 0.0}[rest]
+    deltas = [delta for _, delta in tv.flat().values()]
+    scales = [scale if isinstance(delta, LowRank) else dense for delta in deltas]
+    return tv.with_deltas(scales, zero_sum=False).deltas

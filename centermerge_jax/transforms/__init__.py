@@ -1,0 +1,3 @@
+"""Transforms: functions from `TaskVectors` to `TaskVectors`, one idea a module."""
+
+from centermerge_jax.transforms.truncate import truncate as truncate

@@ -1,0 +1,160 @@
+"""Hyperparameters outside their range, and the truncated SVD itself."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import experts
+
+import centermerge_jax as cm
+from centermerge_jax.linalg import choose_solver
+from centermerge_jax.ranks import check_rank, resolve_rank
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "k"),
+    [
+        # Choi et al.: 12, 16, 32 % of ViT-B; 8, 32 % of ViT-L
+        (0.12, 768, 92),
+        (0.16, 768, 122),
+        (0.32, 768, 245),
+        (0.08, 1024, 81),
+        (0.32, 1024, 327),
+        (1.0, 7, 7),
+        (1, 7, 1),
+        (1e-9, 7, 1),
+        (100, 7, 7),
+        (np.float32(0.5), 7, 3),
+        (np.int64(2), 7, 2),
+    ],
+)
+def test_rank(rank, size, k):
+    assert resolve_rank(rank, size) == k
+
+
+@pytest.mark.parametrize(
+    "rank", [0, -1, 0.0, -0.1, 1.5, math.nan, math.inf, True, np.bool_(True), None, "1"]
+)
+def test_wrong_rank(rank):
+    with pytest.raises(cm.ParameterError, match="rank"):
+        check_rank(rank)
+
+
+def test_a_rank_above_every_matrix_is_an_error():
+    tv = cm.center(experts())
+    assert (
+        cm.truncate(tv, rank=16).deltas["blocks"]["0"]["mlp"]["fc1"]["kernel"].rank
+        == 16
+    )
+    with pytest.raises(
+        cm.ParameterError, match=r"rank 17 is above .* min\(m, n\) = 16"
+    ):
+        cm.truncate(tv, rank=17)
+
+
+def test_nothing_to_truncate():
+    tv = cm.center([{"bias": np.ones(3, np.float32)}] * 3)
+    with pytest.raises(cm.ViewError, match="no leaf is a matrix"):
+        cm.truncate(tv, rank=0.5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (
+            np.ones(2, np.float32),
+            r"shape \[2\]: it is one number, or one for each of the 3",
+        ),
+        (math.nan, "scale for .* is not finite: nan"),
+        ({"mnist": 1.0, "cars": math.inf, "dtd": 0.0}, "not finite"),
+        ({"mnist": 1.0, "cars": 1.0}, "scale is a number, a mapping from each"),
+        ({"blocks": 1.0, "embed": 1.0}, "scale is a number, a mapping from each"),
+    ],
+)
+def test_wrong_scale(scale, message):
+    with pytest.raises(cm.ParameterError, match=message):
+        cm.combine(cm.center(experts()), scale=scale)
+
+
+def test_a_mapping_that_could_be_tasks_or_parameters_is_refused():
+    tv = cm.center(
+        {
+            "a": {"a": jnp.ones(2), "b": jnp.ones(2)},
+            "b": {"a": jnp.ones(2), "b": jnp.ones(2)},
+        }
+    )
+    with pytest.raises(cm.ParameterError, match="could mean either"):
+        cm.combine(tv, scale={"a": 1.0, "b": 2.0})
+
+
+@pytest.mark.parametrize("task", ["svhn", 3, -1])
+def test_unknown_task(task):
+    with pytest.raises(cm.ParameterError, match="task"):
+        cm.select(cm.center(experts()), task, scale=1.0)
+
+
+def test_unknown_choices():
+    tv = cm.center(experts())
+    with pytest.raises(Exception, match="solver"):
+        cm.truncate(tv, rank=0.5, solver="fast")
+    with pytest.raises(Exception, match="rest"):
+        cm.truncated_task_arithmetic(
+            experts(), experts()["dtd"], rank=0.5, scale=1.0, rest="zero"
+        )
+
+
+def spectrum(rng, m, n, s):
+    u, _ = np.linalg.qr(rng.normal(size=(m, len(s))))
+    v, _ = np.linalg.qr(rng.normal(size=(n, len(s))))
+    return (u * s) @ v.T
+
+
+SPECTRA = {
+    "geometric": 0.7 ** np.arange(12),
+    "flat with a gap": np.r_[np.ones(4), np.full(8, 0.1)],
+    "rank deficient": np.r_[np.ones(3), np.zeros(9)],
+    "one outlier": np.r_[1e3, 0.5, 0.4, 0.3, np.full(8, 1e-2)],
+    "zero": np.zeros(12),
+}
+
+
+@pytest.mark.parametrize("solver", ["exact", "gram"])
+@pytest.mark.parametrize("kind", SPECTRA)
+@pytest.mark.parametrize("unit", [1.0, 1e-18, 1e18])
+def test_truncated_svd(kind, solver, unit):
+    rng = np.random.default_rng(0)
+    s = SPECTRA[kind] * unit
+    x = np.stack([spectrum(rng, 12, 20, s), spectrum(rng, 12, 20, s)]).reshape(
+        2, 1, 12, 20
+    )
+    for y in (x, x.swapaxes(-1, -2)):
+        factors = cm.truncated_svd(jnp.asarray(y, jnp.float32), rank=4, solver=solver)
+        u, d, vh = np.linalg.svd(y, full_matrices=False)
+        wanted = (u[..., :4] * d[..., None, :4]) @ vh[..., :4, :]
+        norm = np.linalg.norm(s) or 1.0
+        # A float32 Gram matrix does not see what lies 3e-4 below the largest value.
+        coarse = solver == "gram" and kind == "one outlier"
+        tolerance = 3e-4 if coarse else 1e-5
+        assert np.linalg.norm(np.float64(factors.dense()) - wanted) <= tolerance * norm
+        np.testing.assert_allclose(factors.s, d[..., :4], atol=2e-6 * norm)
+        assert np.all(np.diff(factors.s, axis=-1) <= 0)
+        kept = factors.s > 1e-3 * norm
+        for factor in (factors.u.swapaxes(-1, -2), factors.vh):
+            product = np.float64(factor @ factor.swapaxes(-1, -2))
+            mask = kept[..., None] & kept[..., None, :]
+            error = np.where(mask, product - np.eye(4), 0)
+            assert np.abs(error).max() < 1e-4
+
+
+def test_truncated_svd_within_a_memory_budget_is_the_same():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 12, 20)), jnp.float32)
+    whole = cm.truncated_svd(x, rank=3, solver="exact").dense()
+    for memory in (1, 20_000):
+        chunked = cm.truncated_svd(x, rank=3, solver="exact", memory=memory).dense()
+        np.testing.assert_allclose(chunked, whole, atol=1e-6)
+
+
+def test_auto_takes_gram_for_small_ranks_only():
+    assert choose_solver(61, 768) == "gram"
+    assert choose_solver(245, 768) == "exact"

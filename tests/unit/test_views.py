@@ -1,0 +1,214 @@
+"""View rules: which leaves are matrices, and what is said when nobody knows."""
+
+import functools
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import expert
+
+import centermerge_jax as cm
+from centermerge_jax.views import MatrixView, Rule, fused, resolve
+
+
+def shapes(**leaves):
+    return {name: np.zeros(shape, np.float32) for name, shape in leaves.items()}
+
+
+@pytest.mark.parametrize("split", [(0, 2), (1, 1), (1, 2), (2, 1)])
+def test_to_matrix_and_back_over_all_permutations(split):
+    batch, rows = split
+    shape = (2, 3, 4, 5)
+    x = jnp.arange(7 * 120, dtype=jnp.float32).reshape(7, *shape)
+    for axes in itertools.permutations(range(4)):
+        view = MatrixView(
+            shape, axes[batch : batch + rows], axes[batch + rows :], axes[:batch]
+        )
+        matrices = view.to_matrix(x)
+        assert matrices.shape == (7, *view.batch_shape, view.m, view.n)
+        np.testing.assert_array_equal(view.from_matrix(matrices), x)
+
+
+def test_to_matrix_puts_entries_where_they_belong():
+    view = MatrixView((2, 3, 4), rows=(2,), cols=(0, 1))
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    matrix = view.to_matrix(jnp.asarray(x))
+    for i, j, k in itertools.product(range(2), range(3), range(4)):
+        assert matrix[k, i * 3 + j] == x[i, j, k]
+
+
+FLAX_AND_TORCH = {
+    # Flax Linen and NNX
+    "Dense_0/kernel": ((8, 4), (1, 8, 4)),
+    "Dense_0/bias": ((4,), None),
+    "encoder/layer_1/attn/query/kernel": ((8, 2, 4), (1, 8, 8)),
+    "encoder/layer_1/attn/out/kernel": ((2, 4, 8), (1, 8, 8)),
+    "MultiHeadDotProductAttention_0/qkv/kernel": ((8, 3, 2, 4), (1, 8, 24)),
+    "LayerNorm_0/scale": ((8,), None),
+    "Embed_0/embedding": ((100, 8), None),
+    "pos_embedding": ((1, 5, 8), None),
+    "cls": ((1, 1, 8), None),
+    "Conv_0/kernel": ((3, 3, 8, 8), None),
+    "patch_embed/kernel": ((14, 14, 3, 8), None),
+    "head/kernel": ((8, 10), None),
+    # PyTorch
+    "layer.0.attention.self.query.weight": ((8, 8), (1, 8, 8)),
+    "layer.0.attention.output.LayerNorm.weight": ((8,), None),
+    "layer.0.intermediate.dense.weight": ((32, 8), (1, 32, 8)),
+    "visual.transformer.resblocks.0.attn.in_proj_weight": ((24, 8), (1, 24, 8)),
+    "visual.transformer.resblocks.0.mlp.c_fc.weight": ((32, 8), (1, 32, 8)),
+    "visual.conv1.weight": ((8, 3, 14, 14), None),
+    "layer1.0.downsample.0.weight": ((8, 8, 1, 1), None),
+    "visual.proj": ((8, 4), None),
+    "visual.positional_embedding": ((5, 8), None),
+    "embeddings.word_embeddings.weight": ((100, 8), None),
+    "h.0.attn.c_attn.weight": ((8, 24), (1, 8, 24)),
+    "wte.weight": ((100, 8), None),
+    "classifier.weight": ((3, 8), None),
+    "lm_head.weight": ((100, 8), None),
+    # Equinox
+    "layers/0/weight": ((4, 8), (1, 4, 8)),
+}
+
+
+@pytest.mark.parametrize("name", FLAX_AND_TORCH)
+def test_auto(name):
+    shape, matrices = FLAX_AND_TORCH[name]
+    (row,) = cm.views.rows({name: np.zeros(shape, np.float32)}, rank=1)
+    assert row.matrices == matrices
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (2, 3, 4, 5)])
+def test_auto_does_not_guess(shape):
+    with pytest.raises(cm.ViewError) as caught:
+        cm.views.auto({"experts": {"gate": np.zeros(shape, np.float32)}})
+    message = str(caught.value)
+    assert message.startswith(
+        "1 leaves of two or more axes are covered by no view rule:"
+    )
+    assert f"experts/gate {list(shape)}" in message
+    # and the rule that it suggests works
+    rule = message.split("such as ")[1].split(", or ")[0]
+    view = resolve({"experts/gate": np.zeros(shape)}, [eval(rule)])["experts/gate"]
+    assert view.joint_shape == shape[-2:]
+
+
+def test_first_full_match_wins():
+    tree = shapes(**{"a/kernel": (4, 4), "b/kernel": (4, 4), "b/kernels": (4,)})
+    rules = [Rule("a/.*"), Rule(".*/kernel", rows=(0,), cols=(1,))]
+    table = resolve(tree, rules)
+    assert table["a/kernel"] is None
+    assert table["b/kernel"].size == 4
+    with pytest.raises(cm.ViewError, match=r"no view rule:\n  b/kernel \[4, 4\]"):
+        resolve(tree, [Rule("a/.*"), Rule("b/kern")])
+
+
+def test_a_rule_that_matches_nothing_is_an_error():
+    tree = shapes(kernel=(4, 4), bias=(4,))
+    rules = [Rule("kernel", rows=(0,), cols=(1,)), Rule("kernal"), Rule("kernel")]
+    with pytest.raises(cm.ViewError) as caught:
+        resolve(tree, rules)
+    assert str(caught.value) == (
+        "2 view rules match no leaf:\n  'kernal'\n  'kernel'\n"
+        "Leaves of two or more axes: kernel"
+    )
+    with pytest.raises(cm.ViewError, match="match no leaf"):
+        resolve(tree, [Rule("kernel"), Rule("bias", rows=(0,), cols=(1,))])
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (dict(pattern="(", rows=(0,), cols=(1,)), "missing \\), unterminated"),
+        (dict(pattern="k", rows=(0,)), "a matrix has rows and columns"),
+        (dict(pattern="k", rows=(0,), cols=(0,)), "name each of its 2 axes once"),
+        (dict(pattern="k", rows=(0,), cols=(1,), batch=(2,)), "name each of its 2"),
+    ],
+)
+def test_wrong_rules(rule, message):
+    with pytest.raises(cm.ViewError, match=message):
+        resolve(shapes(k=(4, 4)), [Rule(**rule)])
+
+
+def test_joined_leaves_that_do_not_fit():
+    tree = shapes(**{"q/kernel": (4, 4), "k/kernel": (6, 4), "v/kernel": (4, 4)})
+    with pytest.raises(
+        cm.ViewError, match="3 leaves of the joined matrix 'qkv' do not"
+    ):
+        fused(tree)
+    wide = shapes(**{"q/kernel": (4, 8), "k/kernel": (4, 2), "v/kernel": (4, 2)})
+    joins = {name: view.join for name, view in fused(wide).items()}
+    assert [(j.start, j.total) for j in joins.values()] == [(0, 12), (2, 12), (10, 12)]
+
+
+def test_scanned():
+    tree = shapes(
+        **{"layers/attn/q/kernel": (3, 8, 2, 4), "layers/attn/q/bias": (3, 8)}
+    )
+    views = functools.partial(cm.views.auto, scanned="layers/.*")
+    table = views(tree)
+    assert table["layers/attn/q/kernel"] == MatrixView(
+        (3, 8, 2, 4), rows=(1,), cols=(2, 3), batch=(0,)
+    )
+    assert table["layers/attn/q/bias"] is None
+    with pytest.raises(cm.ViewError, match="matches none of 2 leaves"):
+        functools.partial(cm.views.auto, scanned="blocks/.*")(tree)
+
+
+def test_a_resolved_table_is_checked_against_the_tree():
+    table = resolve(shapes(kernel=(4, 4), bias=(4,)))
+    assert resolve(shapes(kernel=(4, 4), bias=(4,)), table) == table
+    with pytest.raises(cm.ViewError, match=r"kernel: has shape \[4, 5\], its view"):
+        resolve(shapes(kernel=(4, 5), bias=(4,)), table)
+    with pytest.raises(cm.ViewError, match="bias: not in the tree"):
+        resolve(shapes(kernel=(4, 4)), table)
+
+
+def test_digest_tells_views_apart():
+    tree = expert(0)
+    assert cm.views.digest(resolve(tree)) == cm.views.digest(resolve(tree))
+    assert cm.views.digest(resolve(tree)) != cm.views.digest(resolve(tree, fused))
+
+
+def test_table_as_text():
+    tree = shapes(**{"attn/q/kernel": (8, 4), "attn/k/kernel": (8, 4), "bias": (4,)})
+    assert cm.views.format_rows(cm.views.rows(tree, fused, rank=0.5)).splitlines() == [
+        "leaf           shape   batch x m x n         rank",
+        "attn/k/kernel  [8, 4]  1 x 8 x 8 (attn/qkv)     4",
+        "attn/q/kernel  [8, 4]  1 x 8 x 8 (attn/qkv)     4",
+        "bias           [4]     -                        -",
+    ]
+
+
+def test_rules_from_a_file(tmp_path):
+    file = tmp_path / "views.toml"
+    file.write_text(
+        '[[rule]]\npattern = "(.*)/[qk]"\nrows = [0]\ncols = [1]\njoin = "\\\\1/qk"\n'
+        '[[rule]]\npattern = ".*"\n'
+    )
+    rules = cm.views.load(str(file))
+    assert rules == [Rule("(.*)/[qk]", rows=(0,), cols=(1,), join=r"\1/qk"), Rule(".*")]
+    assert cm.views.load("fused") is fused
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "neither a file nor a preset \\(auto, fused\\)"),
+        ("[[rule", "not a TOML file"),
+        ("x = 1", r"expected \[\[rule\]\] tables only, got \['x'\]"),
+        ("", "got none"),
+        ("[[rule]]\nrows = [0]", "rule 1: needs 'pattern'"),
+        ('[[rule]]\npattern = "a"\nrow = [0]', "rule 1: needs 'pattern' and may have"),
+        ('[[rule]]\npattern = "a"\nrows = 0', "rows is a list of axes, got 0"),
+        ('[[rule]]\npattern = "a"\nndim = "2"', "ndim is a int, got '2'"),
+        ('[[rule]]\npattern = "("', "rule 1: view rule '\\('"),
+    ],
+)
+def test_wrong_files(tmp_path, text, message):
+    file = tmp_path / "views.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(cm.ViewError, match=message):
+        cm.views.load(str(file))
