@@ -48,21 +48,28 @@ def listing(header: str, problems: Sequence[str], cure: str = "") -> str:
     """Formats many problems as one message, the first twenty of them in full.
 
     Args:
-      header: What the problems have in common; `{n}` becomes their number.
+      header: What the problems have in common, without its colon. `{n}` becomes their
+        number and `{s}` the ending of a plural.
       problems: One line each, beginning with the place (checkpoint, leaf).
       cure: What to do about it, when that is known.
 
     Returns:
-      The message: header, indented problems, and the cure on a line of its own.
+      One line for one problem; else the header, indented problems, and the cure on a
+      line of its own.
 
     Example:
-      >>> print(listing("{n} leaves differ:", ["a: missing", "b: extra"]))
-      2 leaves differ:
+      >>> print(listing("{n} difference{s}", ["a: missing"], "Look at a."))
+      1 difference: a: missing. Look at a.
+      >>> print(listing("{n} difference{s}", ["a: missing", "b: extra"]))
+      2 differences:
         a: missing
         b: extra
     """
-    lines = [header.format(n=len(problems))]
-    lines += [f"  {problem}" for problem in problems[:_SHOWN]]
+    plural = "" if len(problems) == 1 else "s"
+    header = header.format(n=len(problems), s=plural)
+    if len(problems) == 1:
+        return f"{header}: {problems[0]}" + (f". {cure}" if cure else "")
+    lines = [f"{header}:", *(f"  {problem}" for problem in problems[:_SHOWN])]
     if len(problems) > _SHOWN:
         lines.append(f"  ... and {len(problems) - _SHOWN} more")
     if cure:

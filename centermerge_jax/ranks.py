@@ -1,6 +1,7 @@
 """How many singular directions to keep of one matrix."""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -69,3 +70,24 @@ def resolve_rank(rank: Rank, size: int) -> int:
     if isinstance(rank, int):
         return min(rank, size)
     return max(1, math.floor(rank * size))
+
+
+def check_fits(rank: Rank, sizes: Mapping[str, int]) -> None:
+    """Checks that there is a matrix at all, and one of at least `rank` directions.
+
+    Args:
+      rank: As for `resolve_rank`.
+      sizes: `min(m, n)` of every matrix, by the name of its leaf.
+
+    Raises:
+      ParameterError: There is none, or `rank` is above the size of every matrix.
+    """
+    if not sizes:
+        raise ParameterError("no leaf is a matrix, so there is nothing to truncate")
+    largest = max(sizes, key=lambda name: sizes[name])
+    rank = check_rank(rank)
+    if isinstance(rank, int) and rank > sizes[largest]:
+        raise ParameterError(
+            f"rank {rank} is above the size of every matrix; the largest is {largest} "
+            f"with min(m, n) = {sizes[largest]}"
+        )

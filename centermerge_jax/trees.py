@@ -53,7 +53,7 @@ def named_leaves(tree: Params) -> dict[str, Any]:
     pairs = jax.tree_util.tree_leaves_with_path(tree)
     names = [path_name(path) for path, _ in pairs]
     if doubled := [name for name, count in Counter(names).items() if count > 1]:
-        raise StructureError(listing("{n} names stand for several leaves:", doubled))
+        raise StructureError(listing("{n} leaf name{s} used more than once", doubled))
     return dict(zip(names, (leaf for _, leaf in pairs), strict=True))
 
 
@@ -160,7 +160,7 @@ def align(
     if problems:
         raise StructureError(
             listing(
-                f"{{n}} differences from '{first}':",
+                f"{{n}} difference{{s}} from '{first}'",
                 problems,
                 "Leave leaves that are not shared (task heads) out of the merge, on "
                 "the command line with --exclude REGEX or --keep REGEX.",

@@ -16,7 +16,7 @@ from centermerge_jax.linalg import (
     Solver,
     truncated_svd,
 )
-from centermerge_jax.ranks import Rank, check_rank, resolve_rank
+from centermerge_jax.ranks import Rank, check_fits, check_rank, resolve_rank
 from centermerge_jax.task_vectors import TaskVectors
 from centermerge_jax.views import MatrixView, Views, resolve
 
@@ -51,8 +51,8 @@ def truncate(
 
     Raises:
       ParameterError: The rank is out of range, above the size of every matrix, or above
-        what truncated factors still hold.
-      ViewError: A leaf of two or more axes has no view, or nothing is a matrix.
+        what truncated factors still hold; or there is no matrix.
+      ViewError: A leaf of two or more axes has no view.
 
     Note:
       For joined leaves (fused queries, keys and values) the joint matrix is factorised,
@@ -64,14 +64,7 @@ def truncate(
     deltas = {name: delta for name, (_, delta) in tv.flat().items()}
     table = _view_table(tv, deltas, views)
     matrices = {name: view for name, view in table.items() if view is not None}
-    if not matrices:
-        raise ViewError("no leaf is a matrix, so there is nothing to truncate")
-    largest = max(matrices, key=lambda name: matrices[name].size)
-    if isinstance(rank, int) and rank > matrices[largest].size:
-        raise ParameterError(
-            f"rank {rank} is above the size of every matrix; the largest is {largest} "
-            f"with min(m, n) = {matrices[largest].size}"
-        )
+    check_fits(rank, {name: view.size for name, view in matrices.items()})
 
     # Leaves that make up one matrix, by the shape of that matrix.
     groups: dict[tuple[object, ...], dict[str, list[str]]] = defaultdict(dict)

@@ -54,7 +54,13 @@ _JOINED = (
         ndim=3,
         join=r"\1qkv",
     ),
-    Rule(rf"(?i)((?:.*[./])?){_QKV}[./]kernel", rows=(0,), cols=(1,), ndim=2, join=r"\1qkv"),
+    Rule(
+        rf"(?i)((?:.*[./])?){_QKV}[./]kernel",
+        rows=(0,),
+        cols=(1,),
+        ndim=2,
+        join=r"\1qkv",
+    ),
     Rule(
         rf"(?i)((?:.*[./])?){_QKV}[./]weight",
         rows=(0,),
@@ -129,6 +135,8 @@ def _preset(
         if not stacked:
             names = list(shapes)[:10]
             raise ViewError(
-                listing(f"scanned={scanned!r} matches none of {{n}} leaves:", names)
+                listing(
+                    f"scanned={scanned!r} matches none of {{n}} leaf name{{s}}", names
+                )
             )
     return apply_rules(rules, shapes, layer_axes=stacked)[0]

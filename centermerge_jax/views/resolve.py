@@ -52,7 +52,7 @@ def resolve(tree: Params, views: Views | None = None) -> dict[str, MatrixView | 
         more = f" and {len(matrices) - 10} more" if len(matrices) > 10 else ""
         raise ViewError(
             listing(
-                "{n} view rules match no leaf:",
+                "{n} view rule{s} without a matching leaf",
                 idle,
                 f"Leaves of two or more axes: {', '.join(matrices[:10])}{more}",
             )
@@ -71,7 +71,7 @@ def _check_table(tree: Params, table: Table) -> dict[str, MatrixView | None]:
     ]
     if problems:
         raise ViewError(
-            listing("{n} differences between view table and tree:", sorted(problems))
+            listing("{n} difference{s} between view table and tree", sorted(problems))
         )
     return {name: table[name] for name in shapes}
 

@@ -127,7 +127,7 @@ def apply_rules(
     if uncovered:
         raise ViewError(
             listing(
-                "{n} leaves of two or more axes are covered by no view rule:",
+                "{n} matrix-like leaf name{s} without a view rule",
                 [f"{name} {list(shape)}" for name, shape in uncovered],
                 f"Add a rule such as {_suggestion(*uncovered[0])}, or "
                 f"Rule({re.escape(uncovered[0][0])!r}) if it is not a matrix.",
@@ -172,8 +172,7 @@ def _place_joined(
         if len(fits) > 1:
             raise ViewError(
                 listing(
-                    f"the {{n}} leaves of the joined matrix {group!r} do not fit side "
-                    "by side:",
+                    f"{{n}} leaves of the joined matrix {group!r} do not fit",
                     [f"{name} {list(v.shape)}" for name, v in members.items()],
                 )
             )

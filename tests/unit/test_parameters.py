@@ -55,7 +55,7 @@ def test_a_rank_above_every_matrix_is_an_error():
 
 def test_nothing_to_truncate():
     tv = cm.center([{"bias": np.ones(3, np.float32)}] * 3)
-    with pytest.raises(cm.ViewError, match="no leaf is a matrix"):
+    with pytest.raises(cm.ParameterError, match="no leaf is a matrix"):
         cm.truncate(tv, rank=0.5)
 
 

@@ -1,0 +1,163 @@
+"""What an opened checkpoint is: leaves by name, readable one at a time."""
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 and float8 with numpy)
+import numpy as np
+
+from centermerge_jax.errors import CheckpointError
+
+Format = Literal["safetensors", "hub", "orbax"]
+Leaf = np.ndarray | int | float | bool | str
+"""An array; or, from Orbax, a Python number or string that was saved as such."""
+
+
+@dataclass(frozen=True)
+class LeafInfo:
+    """Shape and type of a leaf, known without reading it.
+
+    Attributes:
+      shape: Its axes; `()` for numbers and strings.
+      dtype: Its storage type; of kind `U` for a string.
+      kind: `array`, or `scalar` and `string` for what Orbax saved as a Python object.
+
+    Example:
+      >>> print(LeafInfo((384, 1536), np.dtype("float32")))
+      float32[384, 1536]
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    kind: Literal["array", "scalar", "string"] = "array"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the uncompressed array."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        if self.kind == "string":
+            return "str"
+        return f"{self.dtype.name}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk, opened but not read.
+
+    Attributes:
+      path: The path that the user gave.
+      name: A short label: the file's stem or the folder's name.
+      format: `safetensors` (one file), `hub` (a folder of them) or `orbax`.
+      leaves: Every leaf's name, in sorted order, with its shape and type.
+      files: The files that hold weights, with their sizes in bytes.
+      sidecars: Files a merged hub folder needs beside its weights: configuration,
+        tokenizer.
+      subtree: Keys that lead from the root of an Orbax tree to these leaves.
+      structure: The nested containers of an Orbax tree with leaf names at the leaves;
+        None where names are flat.
+      metadata: The header's free text of a safetensors file.
+    """
+
+    path: Path
+    name: str
+    format: Format
+    leaves: Mapping[str, LeafInfo]
+    files: Mapping[Path, int]
+    fetch: Callable[[Sequence[str]], Iterator[tuple[str, Leaf]]] = field(repr=False)
+    sidecars: tuple[Path, ...] = ()
+    subtree: tuple[str, ...] = ()
+    structure: Any = field(default=None, repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all leaves."""
+        return sum(info.nbytes for info in self.leaves.values())
+
+    def read(self, name: str) -> Leaf:
+        """Reads one leaf, and nothing else, from disk."""
+        return self.read_all([name])[name]
+
+    def read_all(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        progress: Callable[[str, int], object] | None = None,
+    ) -> dict[str, Leaf]:
+        """Reads leaves into memory.
+
+        Args:
+          names: Which leaves; all of them by default.
+          progress: Called after every leaf with its name and bytes.
+
+        Returns:
+          Leaf by name, in the order asked for.
+
+        Raises:
+          CheckpointError: A name is unknown, or a leaf cannot be read as promised.
+        """
+        wanted = list(self.leaves if names is None else names)
+        for name in wanted:
+            if name not in self.leaves:
+                hint = did_you_mean(name, self.leaves)
+                raise CheckpointError(f"{self.path}: no leaf {name!r}{hint}")
+        found: dict[str, Leaf] = {}
+        for name, leaf in self.fetch(wanted):
+            self._check(name, leaf)
+            found[name] = leaf
+            if progress is not None:
+                progress(name, self.leaves[name].nbytes)
+        return {name: found[name] for name in wanted}
+
+    def _check(self, name: str, leaf: Leaf) -> None:
+        # Orbax may cast on the way (a float32 leaf restored into a bfloat16 target
+        # says nothing); a merge must never be made of silently rounded weights.
+        info = self.leaves[name]
+        if info.kind != "array":
+            return
+        came = LeafInfo(np.shape(leaf), np.asarray(leaf).dtype)
+        if came != info:
+            raise CheckpointError(
+                f"{self.path}: {name} was read as {came}, but it is stored as {info}"
+            )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean ...?` when some known name is close, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def non_finite(name: str, leaves: Mapping[str, Leaf]) -> list[str]:
+    """Lists the leaves that hold NaN or infinity, with how many of each.
+
+    Args:
+      name: What to call the checkpoint in the message.
+      leaves: Leaves by name; integers, booleans and strings are always finite.
+
+    Returns:
+      One line per bad leaf, ready for `errors.listing`; empty when all is well.
+
+    Example:
+      >>> non_finite("dtd", {"head/bias": np.array([1.0, np.nan, np.inf, np.nan])})
+      ['dtd: non-finite values in head/bias (2 NaN, 1 inf)']
+    """
+    problems = []
+    for leaf_name, leaf in leaves.items():
+        if isinstance(leaf, str):
+            continue
+        array = np.asarray(leaf)
+        if array.dtype.kind in "iub" or np.isfinite(array).all():
+            continue
+        nan = int(np.isnan(array).sum())
+        inf = int((~np.isfinite(array)).sum()) - nan
+        problems.append(
+            f"{name}: non-finite values in {leaf_name} ({nan} NaN, {inf} inf)"
+        )
+    return problems

@@ -1,0 +1,177 @@
+"""Writes a checkpoint and its manifest: all or nothing, and never over anything."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from centermerge_jax.checkpoints import (
+    orbax_folders,
+    orbax_trees,
+    safetensors_files,
+)
+from centermerge_jax.checkpoints.checkpoint import Checkpoint, Format, Leaf
+from centermerge_jax.checkpoints.manifest import manifest_path
+from centermerge_jax.errors import CheckpointError
+
+MAX_SHARD_BYTES = 5_000_000_000  # as hub folders usually have
+
+
+def refuse_existing(output: str | Path) -> None:
+    """Refuses an output that exists or cannot be made. Call it before any work.
+
+    Raises:
+      CheckpointError: Something, be it a broken link, has the name already, or the
+        folder around it is missing or not writable.
+    """
+    output = Path(output)
+    for path in (output, manifest_path(output)):
+        if os.path.lexists(path):
+            raise CheckpointError(
+                f"{path} exists already; choose another output or remove it first"
+            )
+    parent = output.parent
+    if not parent.is_dir():
+        cure = "it is a file" if parent.exists() else f"create it: mkdir -p {parent}"
+        raise CheckpointError(f"{output}: there is no folder {parent}; {cure}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{output}: the folder {parent} is not writable")
+
+
+def save(
+    leaves: Mapping[str, Leaf],
+    output: str | Path,
+    *,
+    manifest: Mapping[str, Any],
+    template: Checkpoint | None = None,
+    format: Format | None = None,  # noqa: A002  the word that users know
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes leaves as a checkpoint, with a manifest, under a name that is free.
+
+    Everything is written to a hidden folder beside the output, flushed to the disk and
+    then renamed: the name `output` never shows a part of a checkpoint. Equal leaves
+    give equal bytes in safetensors and equal arrays in Orbax.
+
+    Args:
+      leaves: Leaf by name.
+      output: One file if it ends in `.safetensors`, else a folder.
+      manifest: What `describe` returned; goes to `centermerge.json` inside a folder,
+        to `<file>.manifest.json` beside a file.
+      template: The checkpoint whose form the output takes: format, nested structure,
+        subtree, configuration and tokenizer files.
+      format: Another format than the template's; `hub` without either.
+      max_shard_bytes: Size from which a hub folder is sharded.
+
+    Raises:
+      CheckpointError: The output exists, a leaf cannot be stored in this format, or
+        the disk refused (full, not writable).
+    """
+    output = Path(output)
+    chosen = _choose(output, template, format)
+    refuse_existing(output)
+    with _staged(output) as target:
+        if chosen == "orbax":
+            _write_orbax(leaves, target, output, template)
+        else:
+            _write_safetensors(leaves, target, template, max_shard_bytes)
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n"
+        manifest_path(target).write_text(text, encoding="utf-8")
+        _flush(target.parent)
+        refuse_existing(output)  # somebody may have made it while we were computing
+        _publish(target, output)
+
+
+def _choose(output: Path, template: Checkpoint | None, wanted: Format | None) -> Format:
+    if output.suffix == ".safetensors":
+        if wanted not in (None, "safetensors"):
+            raise CheckpointError(
+                f"{output}: a name that ends in .safetensors is one file, not the "
+                f"folder that {wanted!r} needs; choose a name without it"
+            )
+        return "safetensors"
+    if wanted == "safetensors":
+        raise CheckpointError(f"{output}: one file must be named *.safetensors")
+    if wanted is not None:
+        return wanted
+    return "orbax" if template is not None and template.format == "orbax" else "hub"
+
+
+@contextlib.contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    stage: str | None = None
+    try:
+        stage = tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent)
+        yield Path(stage) / output.name
+    except OSError as error:
+        raise CheckpointError(f"cannot write {output}: {error.strerror}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"cannot write {output}: {error}") from error
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _write_orbax(
+    leaves: Mapping[str, Leaf], target: Path, output: Path, template: Checkpoint | None
+) -> None:
+    tree = orbax_trees.build(
+        leaves,
+        output,
+        structure=template.structure if template else None,
+        subtree=template.subtree if template else (),
+    )
+    orbax_folders.write(tree, target, output=output)
+
+
+def _write_safetensors(
+    leaves: Mapping[str, Leaf],
+    target: Path,
+    template: Checkpoint | None,
+    max_shard_bytes: int,
+) -> None:
+    safetensors_files.check_storable(leaves)
+    metadata = template.metadata if template else {}
+    if target.suffix == ".safetensors":
+        safetensors_files.write_file(leaves, target, metadata=metadata)
+        return
+    target.mkdir()
+    for file in template.sidecars if template else ():
+        shutil.copyfile(file, target / file.name)
+    safetensors_files.write_shards(
+        leaves, target, metadata=metadata, max_shard_bytes=max_shard_bytes
+    )
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _publish(target: Path, output: Path) -> None:
+    record = manifest_path(output)
+    beside = record.parent == output.parent
+    if beside:
+        # The manifest goes first: a checkpoint that is visible always has one.
+        manifest_path(target).rename(record)
+    try:
+        target.rename(output)
+    except BaseException:
+        if beside:
+            record.unlink()
+        raise
+    handle = os.open(output.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

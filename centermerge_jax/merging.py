@@ -1,0 +1,115 @@
+"""Merging checkpoints on disk into a new one.
+
+The same pure functions as in memory, applied to flat dictionaries from leaf name to
+array, after `planning.plan` has found nothing wrong.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from centermerge_jax.checkpoints import (
+    Format,
+    describe,
+    non_finite,
+    refuse_existing,
+    save,
+)
+from centermerge_jax.errors import CheckpointError, listing
+from centermerge_jax.planning import find_method, plan, widened
+from centermerge_jax.recipe import Recipe
+from centermerge_jax.views import digest
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of it that is done."""
+
+
+def merge(
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    format: Format | None = None,  # noqa: A002  the word that users know
+    command: Sequence[str] | None = None,
+    progress: Progress = lambda what, share: None,
+) -> dict[str, Any]:
+    """Merges checkpoints into a new one, with a manifest beside it.
+
+    Args:
+      recipe: What to merge and how.
+      output: A path ending in `.safetensors` for one file, else a folder.
+      format: Of an output folder; by default that of the first expert.
+      command: The command line to note in the manifest.
+      progress: Told what is being done.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      MergeError: Something is wrong with the recipe or its files; nothing is written.
+    """
+    started = time.perf_counter()
+    refuse_existing(output)
+    todo = plan(recipe)
+    trees: dict[str, dict[str, Any]] = {}
+    read = 0
+    for name, checkpoint in todo.models.items():
+
+        def count(leaf: str, size: int) -> None:
+            nonlocal read
+            read += size
+            progress(f"reading {leaf}", read / max(1, todo.read_bytes))
+
+        leaves = checkpoint.read_all(todo.leaves.merged, progress=count)
+        _check_finite(name, leaves)
+        trees[name] = widened(leaves) if recipe.dtype else leaves
+    progress("merging", 0.0)
+    method = find_method(recipe.method)
+    base = (trees.pop("base"),) if method.needs_base else ()
+    result = method.function(trees, *base, **todo.hyperparameters)
+    merged = {
+        name: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
+        for name, leaf in result.items()
+    }
+    # A narrow type may overflow where the inputs did not.
+    _check_finite("the merged model", merged)
+    if todo.keeper is not None:
+        merged |= todo.keeper.read_all(todo.leaves.kept)
+    progress("writing", 0.0)
+    manifest = describe(
+        method=recipe.method,
+        hyperparameters=_chosen(recipe),
+        inputs=todo.models,
+        started=started,
+        views_digest=digest(todo.views) if todo.views else None,
+        command=command,
+    )
+    # A kept head goes with the configuration that names its classes.
+    template = todo.keeper or next(iter(todo.models.values()))
+    save(
+        merged,
+        output,
+        manifest=manifest,
+        template=template,
+        format=format,
+    )
+    progress("writing", 1.0)
+    return manifest
+
+
+def _chosen(recipe: Recipe) -> dict[str, Any]:
+    """What was asked for beside the models; the rest are defaults."""
+    fields = dataclasses.asdict(recipe)
+    models = ("experts", "base", "method")
+    return {k: v for k, v in fields.items() if k not in models and v not in (None, ())}
+
+
+def _check_finite(name: str, leaves: Mapping[str, Any]) -> None:
+    if problems := non_finite(name, leaves):
+        raise CheckpointError(
+            listing("{n} leaf name{s} with non-finite values", problems)
+        )
