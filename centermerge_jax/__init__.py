@@ -67,9 +67,28 @@ _HOMES = {
 }
 _MODULES = ("views",)
 
-__all__ = [  # noqa: PLE0604, RUF022  computed from the table above
-    *_HOMES,
-    *_MODULES,
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "LowRank",
+    "METHODS",
+    "MatrixView",
+    "MergeError",
+    "ParameterError",
+    "StructureError",
+    "TaskVectors",
+    "ViewError",
+    "cart",
+    "center",
+    "combine",
+    "select",
+    "subtract",
+    "task_arithmetic",
+    "truncate",
+    "truncated_svd",
+    "truncated_task_arithmetic",
+    "views",
+    "weight_average",
 ]
 
 

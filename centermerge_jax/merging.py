@@ -6,7 +6,7 @@ array, after `planning.plan` has found nothing wrong.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,9 @@ from centermerge_jax.checkpoints import (
 )
 from centermerge_jax.errors import CheckpointError, listing
 from centermerge_jax.planning import find_method, plan, widened
+from centermerge_jax.progress import Report, silent
 from centermerge_jax.recipe import Recipe
 from centermerge_jax.views import digest
-
-Progress = Callable[[str, float], None]
-"""Called with what is being done and the share of it that is done."""
 
 
 def merge(
@@ -35,7 +33,7 @@ def merge(
     *,
     format: Format | None = None,  # noqa: A002  the word that users know
     command: Sequence[str] | None = None,
-    progress: Progress = lambda what, share: None,
+    progress: Report = silent,
 ) -> dict[str, Any]:
     """Merges checkpoints into a new one, with a manifest beside it.
 

@@ -92,8 +92,8 @@ def plan(recipe: Recipe) -> Plan:
     warnings = []
     if method.centered and len(experts) == 2:
         warnings.append(
-            f"two experts: their centred vectors are opposite, so {recipe.method} gives "
-            "their plain average for every rank and scale"
+            "two experts: their centred vectors are opposite, so the result is their "
+            "plain average for every rank and scale"
         )
     models, base = dict(experts), None
     if recipe.base is not None:

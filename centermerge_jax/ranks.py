@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 from centermerge_jax.errors import ParameterError
 
@@ -27,7 +27,7 @@ def check_rank(rank: Any) -> int | float:
       Traceback (most recent call last):
       centermerge_jax.errors.ParameterError: rank is at least 1 direction, got 0
     """
-    if isinstance(rank, jax.core.Tracer):
+    if isinstance(rank, Tracer):
         raise ParameterError(
             "rank decides shapes and so has to be static under jax.jit: close over it, "
             "or name it in static_argnames"
@@ -37,7 +37,7 @@ def check_rank(rank: Any) -> int | float:
             raise ParameterError(f"rank is at least 1 direction, got {rank}")
         return int(rank)
     if isinstance(rank, Real) and not isinstance(rank, bool):
-        if not 0 < rank <= 1:  # also false for NaN
+        if not 0 < float(rank) <= 1:  # also false for NaN
             raise ParameterError(
                 f"rank as a share of min(m, n) lies in (0, 1], got {rank}; write a "
                 "number of directions as an integer"

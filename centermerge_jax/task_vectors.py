@@ -5,7 +5,6 @@ holds the one data type, the two ways to make it and the two ways to leave it ag
 `centermerge_jax.transforms` holds what happens in between.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from centermerge_jax.errors import ParameterError, StructureError
@@ -202,8 +202,7 @@ def select(
         if delta is None:
             return None
         if isinstance(delta, LowRank):
-            factors = (x[index : index + 1] for x in (delta.u, delta.s, delta.vh))
-            return LowRank(*factors, delta.view)
+            return jax.tree.map(lambda x: x[index : index + 1], delta)
         return delta[index : index + 1]
 
     one = tv.with_deltas([pick(d) for _, d in tv.flat().values()], zero_sum=False)
@@ -319,20 +318,20 @@ def _scales(tv: TaskVectors, scale: Any) -> list[Any]:
     def per_task(x: Any) -> bool:
         return isinstance(x, Mapping) and x.keys() == set(tv.tasks)
 
-    if isinstance(tv.origin, Mapping) and tv.origin.keys() == set(tv.tasks):
-        if per_task(scale):
-            raise ParameterError(
-                "tasks and top-level parameters have the same names, so a mapping as "
-                "scale could mean either: give an array in the order of the tasks"
-            )
+    same_names = isinstance(tv.origin, Mapping) and per_task(tv.origin)
+    if same_names and per_task(scale):
+        raise ParameterError(
+            "tasks and top-level parameters have the same names, so a mapping as scale "
+            "could mean either: give an array in the order of the tasks"
+        )
     try:
         prefix = jax.tree.broadcast(scale, tv.origin, is_leaf=per_task)
         values = jax.tree.structure(tv.origin).flatten_up_to(prefix)
     except ValueError as error:
         raise ParameterError(
             f"scale is a number, a mapping from each of the tasks "
-            f"({', '.join(tv.tasks)}), an array of {len(tv.tasks)}, or a tree prefix of "
-            f"the parameters: {error}"
+            f"({', '.join(tv.tasks)}), an array of {len(tv.tasks)}, or a tree prefix "
+            f"of the parameters: {error}"
         ) from None
     names = named_leaves(tv.origin)
     return [
@@ -351,6 +350,6 @@ def _checked_scale(tv: TaskVectors, leaf: str, value: Any) -> Any:
             f"scale for {leaf} has shape {list(shape)}: it is one number, or one for "
             f"each of the {len(tv.tasks)} tasks"
         )
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(value)):
+    if not isinstance(value, Tracer) and not np.all(np.isfinite(value)):
         raise ParameterError(f"scale for {leaf} is not finite: {value}")
     return value

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from centermerge_jax.errors import ParameterError, StructureError, listing
 
@@ -162,8 +163,8 @@ def align(
             listing(
                 f"{{n}} difference{{s}} from '{first}'",
                 problems,
-                "Leave leaves that are not shared (task heads) out of the merge, on "
-                "the command line with --exclude REGEX or --keep REGEX.",
+                "Take what is not shared (task heads) out of the merge, on the command "
+                "line with --exclude or --keep.",
             )
         )
     structures = {name: jax.tree.structure(tree) for name, tree in trees.items()}
@@ -210,7 +211,7 @@ def _difference(expected: Any, found: Any, any_dtype: bool) -> str:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+    if isinstance(a, Tracer) or isinstance(b, Tracer):
         return True
     if jnp.issubdtype(dtype_of(a), jax.dtypes.prng_key):
         a, b = jax.random.key_data(a), jax.random.key_data(b)

@@ -1,4 +1,4 @@
-"""Small parameter trees that tests merge: one of every kind of leaf that models have."""
+"""Small parameter trees that tests merge, with every kind of leaf models have."""
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,8 @@ def block(rng):
 
 
 def expert(seed, *, blocks=1, dtype=np.float32):
-    # Centring mixes the spectra of the experts: with these seeds the gap at rank 4 of 16
-    # stays above 9 % in every matrix of the first three experts.
+    # Centring mixes the spectra of the experts: with these seeds the gap at rank 4
+    # of 16 stays above 9 % in every matrix of the first three experts.
     rng = np.random.default_rng(223 + seed)
     tree = {
         "embed": {"embedding": rng.normal(size=(10, WIDTH)).astype(np.float32)},

@@ -6,6 +6,7 @@ tree. Arrays come back as numpy arrays, whatever devices they were saved from.
 """
 
 import contextlib
+import gc
 import logging
 import re
 import sys
@@ -130,7 +131,15 @@ def _undisturbed(call: Callable[[], _T]) -> _T:
     # being cleaned up. In a worker it finishes; leaving the pool waits for it, and only
     # then the interrupt goes on.
     with _quiet(), ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(call).result()
+        try:
+            return pool.submit(call).result()
+        except Exception as error:
+            # The other reads of a failed batch complain when their results arrive or
+            # when they are freed: both have to happen while it is quiet.
+            time.sleep(_LATE_CALLBACKS)
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            gc.collect()
+            raise
 
 
 @contextlib.contextmanager
@@ -138,24 +147,23 @@ def _quiet() -> Iterator[None]:
     # Orbax logs whole tracebacks before it raises, warns about choices made on purpose,
     # and after one failed read the others report to an event loop that is closed. What
     # went wrong arrives as an exception; the user should see only that.
-    logger, hook = logging.getLogger("absl"), sys.unraisablehook
-    level = logger.level
+    hook = sys.unraisablehook
+    levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
 
     def drop(event: Any) -> None:
         if str(event.exc_value) != "Event loop is closed":
             hook(event)
 
-    logger.setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = drop
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Exception:
-        time.sleep(_LATE_CALLBACKS)
-        raise
     finally:
-        logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         sys.unraisablehook = hook
 
 
@@ -171,9 +179,10 @@ def reader(part: Part) -> Callable[[Sequence[str]], Iterator[tuple[str, Leaf]]]:
 
     def fetch(names: Sequence[str]) -> Iterator[tuple[str, Leaf]]:
         for batch in _batches(names, part.leaves):
-            try:
+            found = None
+            with contextlib.suppress(Exception):
                 found = _restore(part, batch)
-            except Exception:  # noqa: BLE001 (what Orbax raises is not documented)
+            if found is None:
                 # Again, one by one: only then is it known which leaf is bad.
                 found = {name: _restore_one(part, name) for name in batch}
             yield from found.items()

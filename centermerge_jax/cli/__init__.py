@@ -18,7 +18,10 @@ from centermerge_jax.cli.commands import COMMANDS, Command
 from centermerge_jax.errors import MergeError
 
 _PROG = "centermerge"
-_DESCRIPTION = "Merges models fine-tuned from one base into one multi-task model, without training."
+_DESCRIPTION = (
+    "Merges models fine-tuned from one base into one multi-task model, without "
+    "training."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemoryError as error:
         sys.exit(_fail(f"out of memory: {error}; see `{_PROG} plan`"))
-    except Exception:
+    except Exception:  # noqa: BLE001  the last resort: say that it is a bug
         traceback.print_exc()
         print(f"This is a bug in {_PROG}; please report it.", file=sys.stderr)
         sys.exit(1)

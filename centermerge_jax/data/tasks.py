@@ -150,4 +150,4 @@ def unseen(split: Split, *, before: Split | None = None) -> Bool[np.ndarray, " n
 
 
 def _digest(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(image)).digest()
+    return hashlib.sha256(image.tobytes()).digest()

@@ -7,11 +7,7 @@ Leaf names, which `centermerge_jax.views.auto` understands:
     embed/patch/kernel             (patch, patch, 3, width)
     embed/class_token              (width,)
     embed/positions                (1 + grid**2, width)
-    blocks/3/norm1/scale           (width,)
-    blocks/3/attn/q/kernel         (width, width), likewise k, v, out: heads are
-                                   consecutive groups of width / heads columns
-    blocks/3/layer_scale1/scale    (width,)
-    blocks/3/mlp/fc1/kernel        (width, mlp_ratio * width)
+    blocks/3/attn/q/kernel         (width, width), and so on: see `layers`
     norm/scale                     (width,)
 
 References:
@@ -21,23 +17,18 @@ References:
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from centermerge_jax.errors import ParameterError
+from centermerge_jax.models import bicubic
+from centermerge_jax.models.layers import Activation, Block, LayerNorm
 
 Params = Mapping[str, Any]
 """A nested dict of arrays with string keys."""
-
-_ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,49 +63,7 @@ class ViTConfig:
     class_token: bool = True
     patch_bias: bool = True
     pre_norm: bool = False
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
-
-    def __post_init__(self):
-        if self.width % self.heads:
-            raise ParameterError(
-                f"heads must divide width: {self.heads} heads, width {self.width}"
-            )
-
-
-def bicubic(
-    source: int, target: int, *, a: float = -0.75
-) -> Float[np.ndarray, "target source"]:
-    r"""The matrix that resizes a line of `source` samples to `target` by cubics.
-
-    Row i has Keys' kernel with parameter `a` around `(i + 1/2) source/target - 1/2`;
-    samples outside are those at the edge, and shrinking does not smooth.
-
-    Args:
-      source: Number of samples given.
-      target: Number of samples wanted.
-      a: Slope of the kernel at distance 1. PyTorch and ONNX have -0.75;
-        `jax.image.resize` has -0.5, which is why it cannot be used here.
-
-    Returns:
-      float32 weights, each row summing to one.
-
-    Example:
-      >>> bicubic(4, 4).tolist() == np.eye(4).tolist()
-      True
-
-    References:
-      Keys, Cubic Convolution Interpolation for Digital Image Processing, 1981, eq. 15.
-    """
-    centres = (np.arange(target) + 0.5) * (source / target) - 0.5
-    matrix = np.zeros((target, source))
-    for tap in range(-1, 3):
-        index = np.floor(centres).astype(int) + tap
-        x = np.abs(centres - index)
-        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-        far = a * (x**3 - 5 * x**2 + 8 * x - 4)
-        edge = np.clip(index, 0, source - 1)
-        np.add.at(matrix, (np.arange(target), edge), np.where(x <= 1, near, far))
-    return matrix.astype(np.float32)
+    activation: Activation = "gelu"
 
 
 class Embed(nnx.Module):
@@ -151,95 +100,12 @@ class Embed(nnx.Module):
         x = self.patch(images)
         n, rows, cols, width = x.shape
         positions = self.positions[...]
-        x = x.reshape(n, rows * cols, width) + self._resized(
-            positions[lead:], rows, cols
-        )
+        table = positions[lead:].reshape(self.config.grid, self.config.grid, width)
+        x = (x + bicubic.resize(table, rows, cols)[None]).reshape(n, -1, width)
         if not lead:
             return x
         first = self.class_token[...] + positions[0]
         return jnp.concatenate([jnp.broadcast_to(first, (n, 1, width)), x], axis=1)
-
-    def _resized(
-        self, positions: Float[Array, "stored d"], rows: int, cols: int
-    ) -> Float[Array, "1 tokens d"]:
-        grid = self.config.grid
-        table = positions.reshape(grid, grid, -1)
-        if (rows, cols) != (grid, grid):
-            table = jnp.einsum(
-                "ri,cj,ijd->rcd",
-                bicubic(grid, rows),
-                bicubic(grid, cols),
-                table,
-                precision=jax.lax.Precision.HIGHEST,
-            )
-        return table.reshape(1, rows * cols, -1)
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention."""
-
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
-        """Random parameters."""
-        self.heads = config.heads
-        self.q = nnx.Linear(config.width, config.width, rngs=rngs)
-        self.k = nnx.Linear(config.width, config.width, rngs=rngs)
-        self.v = nnx.Linear(config.width, config.width, rngs=rngs)
-        self.out = nnx.Linear(config.width, config.width, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "n tokens d"]) -> Float[Array, "n tokens d"]:
-        """Mixes the tokens of each image."""
-        shape = (*x.shape[:2], self.heads, -1)
-        q, k, v = (layer(x).reshape(shape) for layer in (self.q, self.k, self.v))
-        return self.out(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
-
-
-class MLP(nnx.Module):
-    """Two dense layers with an activation between them."""
-
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
-        """Random parameters."""
-        hidden = round(config.mlp_ratio * config.width)
-        self.activation = config.activation
-        self.fc1 = nnx.Linear(config.width, hidden, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden, config.width, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "n tokens d"]) -> Float[Array, "n tokens d"]:
-        """Transforms each token by itself."""
-        return self.fc2(_ACTIVATIONS[self.activation](self.fc1(x)))
-
-
-class LayerScale(nnx.Module):
-    """A learnt factor per channel of a residual branch."""
-
-    def __init__(self, width: int):
-        """Starts at one."""
-        self.scale = nnx.Param(jnp.ones(width))
-
-    def __call__(self, x: Float[Array, "n tokens d"]) -> Float[Array, "n tokens d"]:
-        """Scales each channel."""
-        return x * self.scale[...][None, None]
-
-
-class Block(nnx.Module):
-    """Attention and MLP, each normalised before and added to what came in."""
-
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
-        """Random parameters."""
-        self.norm1 = _norm(config, rngs)
-        self.attn = Attention(config, rngs=rngs)
-        self.norm2 = _norm(config, rngs)
-        self.mlp = MLP(config, rngs=rngs)
-        self.scaled = config.layer_scale
-        if config.layer_scale:
-            self.layer_scale1 = LayerScale(config.width)
-            self.layer_scale2 = LayerScale(config.width)
-
-    def __call__(self, x: Float[Array, "n tokens d"]) -> Float[Array, "n tokens d"]:
-        """Tokens after both residual branches."""
-        y = self.attn(self.norm1(x))
-        x = x + (self.layer_scale1(y) if self.scaled else y)
-        y = self.mlp(self.norm2(x))
-        return x + (self.layer_scale2(y) if self.scaled else y)
 
 
 class VisionTransformer(nnx.Module):
@@ -247,13 +113,25 @@ class VisionTransformer(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         """Random parameters."""
+        width = config.width
         self.config = config
         self.embed = Embed(config, rngs=rngs)
         if config.pre_norm:
-            self.pre_norm = _norm(config, rngs)
-        blocks = {str(i): Block(config, rngs=rngs) for i in range(config.depth)}
+            self.pre_norm = LayerNorm(width, epsilon=config.epsilon, rngs=rngs)
+        blocks = {
+            str(i): Block(
+                width,
+                heads=config.heads,
+                hidden=round(config.mlp_ratio * width),
+                activation=config.activation,
+                layer_scale=config.layer_scale,
+                epsilon=config.epsilon,
+                rngs=rngs,
+            )
+            for i in range(config.depth)
+        }
         self.blocks = nnx.Dict(blocks)
-        self.norm = _norm(config, rngs)
+        self.norm = LayerNorm(width, epsilon=config.epsilon, rngs=rngs)
 
     def __call__(self, images: Float[Array, "n height width 3"]) -> Float[Array, "n d"]:
         """Features of images."""
@@ -299,6 +177,7 @@ def init(config: ViTConfig, key: PRNGKeyArray) -> Params:
       float32 arrays in a nested dict.
 
     Example:
+      >>> import jax
       >>> config = ViTConfig(patch=2, grid=2, width=8, depth=1, heads=2)
       >>> params = init(config, jax.random.key(0))
       >>> params["blocks"]["0"]["attn"]["q"]["kernel"].shape
@@ -381,6 +260,7 @@ def split(params: Params, *, blocks: int) -> tuple[Params, Params]:
     """Parameters that `prefix` reads, and those that `suffix` reads.
 
     Example:
+      >>> import jax
       >>> config = ViTConfig(patch=2, grid=2, width=8, depth=3, heads=2)
       >>> frozen, trained = split(init(config, jax.random.key(0)), blocks=1)
       >>> sorted(frozen["blocks"]), sorted(trained["blocks"]), sorted(trained)
@@ -396,13 +276,6 @@ def split(params: Params, *, blocks: int) -> tuple[Params, Params]:
 def join(frozen: Params, trained: Params) -> Params:
     """The parameters that `split` took apart."""
     return {**frozen, **trained, "blocks": {**frozen["blocks"], **trained["blocks"]}}
-
-
-def _norm(config: ViTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # The fast variance E[x^2] - E[x]^2 costs digits, and no reference uses it.
-    return nnx.LayerNorm(
-        config.width, epsilon=config.epsilon, use_fast_variance=False, rngs=rngs
-    )
 
 
 def _bind(params: Params, config: ViTConfig) -> VisionTransformer:

@@ -101,7 +101,7 @@ def _view_table(
         unlike = [name for name, v in wanted.items() if v != stored.get(name)]
         if unlike:
             raise ViewError(
-                f"these task vectors were truncated under other views, see {unlike[0]}: "
+                f"these task vectors were truncated under other views ({unlike[0]}): "
                 "truncate the full ones, or leave out views"
             )
     return dict(stored)
@@ -110,7 +110,7 @@ def _view_table(
 def _slice(name: str, delta: LowRank, k: int) -> LowRank:
     if k > delta.rank:
         raise ParameterError(
-            f"{name} holds {delta.rank} of {delta.size} directions, {k} were asked for: "
+            f"{name} holds {delta.rank} of {delta.size} directions, not {k}: "
             "truncate the full task vectors"
         )
     return delta.keep(k)

@@ -1,9 +1,10 @@
 """Which leaves are matrices: the views through which spectral methods see a tree.
 
-A Flax attention kernel is `(in, heads, head_dim)`, a scanned block carries a layer axis,
-queries, keys and values may be three leaves or one. "The SVD of the weight" is undefined
-until someone says which axes are rows, which are columns, and which merely count
-matrices. That is a `MatrixView`; a `Rule` gives it to all leaves whose name matches.
+A Flax attention kernel is `(in, heads, head_dim)`, a scanned block carries a layer
+axis, queries, keys and values may be three leaves or one. "The SVD of the weight" is
+undefined until someone says which axes are rows, which are columns, and which merely
+count matrices. That is a `MatrixView`; a `Rule` gives it to all leaves whose name
+matches.
 
 There is no default for a leaf that no rule covers: it is an error, since the common
 alternative, to average such a leaf silently, is how merges go quietly wrong.

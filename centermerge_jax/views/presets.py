@@ -1,9 +1,10 @@
 r"""Views for the names that Flax and PyTorch models commonly have.
 
 `auto` treats the projections of attention and MLP blocks as matrices and leaves alone
-embeddings, positions, patch convolutions, norms, biases and task heads, as the published
-code of the method does. `fused` is `auto` with separate queries, keys and values joined
-into one matrix, as that code has it for CLIP, whose checkpoints store them so.
+embeddings, positions, patch convolutions, norms, biases and task heads, as the
+published code of the method does. `fused` is `auto` with separate queries, keys and
+values joined into one matrix, as that code has it for CLIP, whose checkpoints store
+them so.
 
 A joint and a separate factorisation are different algorithms: rank 8 % of one fused
 `[3 d, d]` matrix is not rank 8 % of three `[d, d]` ones.
@@ -93,8 +94,9 @@ def auto(
 
     Example:
       >>> import numpy as np
-      >>> tree = {"attn": {"q": {"kernel": np.ones((8, 2, 4))}}, "head": np.ones((8, 3))}
-      >>> auto(tree)["attn/q/kernel"].joint_shape, auto(tree)["head"]
+      >>> kernel, head = np.ones((8, 2, 4)), np.ones((8, 3))
+      >>> table = auto({"attn": {"q": {"kernel": kernel}}, "head": head})
+      >>> table["attn/q/kernel"].joint_shape, table["head"]
       ((8, 8), None)
     """
     return _preset((*_NOT_MATRICES, *_MATRICES), tree, scanned, layer_axis)
@@ -108,7 +110,8 @@ def fused(
     Example:
       >>> import numpy as np
       >>> leaf = {"kernel": np.ones((8, 8))}
-      >>> fused({"attn": {"q": leaf, "k": leaf, "v": leaf}})["attn/q/kernel"].joint_shape
+      >>> table = fused({"attn": {"q": leaf, "k": leaf, "v": leaf}})
+      >>> table["attn/q/kernel"].joint_shape
       (8, 24)
     """
     rules = (*_NOT_MATRICES, *_JOINED, *_MATRICES)
@@ -135,8 +138,17 @@ def _preset(
         if not stacked:
             names = list(shapes)[:10]
             raise ViewError(
-                listing(
-                    f"scanned={scanned!r} matches none of {{n}} leaf name{{s}}", names
-                )
+                listing(f"scanned={scanned!r} matches none of {{n}} leaf names", names)
             )
-    return apply_rules(rules, shapes, layer_axes=stacked)[0]
+    # An `nnx.State` that went through a file has its boxes as dictionary keys.
+    known_as = {name.removesuffix("/value"): name for name in shapes}
+    if len(known_as) < len(shapes):
+        known_as = {name: name for name in shapes}
+    table, _ = apply_rules(
+        rules,
+        {short: shapes[name] for short, name in known_as.items()},
+        layer_axes={
+            s: stacked[name] for s, name in known_as.items() if name in stacked
+        },
+    )
+    return {known_as[short]: view for short, view in table.items()}

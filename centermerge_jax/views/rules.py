@@ -122,8 +122,9 @@ def apply_rules(
             used.add(rule)
         elif not rule and matrix_like:
             uncovered.append((name, inner))
-        stacked = view is not None and layer is not None
-        table[name] = _stacked(view, shape, layer) if stacked else view
+        if view is not None and layer is not None:
+            view = _stacked(view, shape, layer)
+        table[name] = view
     if uncovered:
         raise ViewError(
             listing(

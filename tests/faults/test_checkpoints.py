@@ -560,3 +560,48 @@ def test_a_file_size_limit_stops_real_writes_cleanly(tmp_path, name):
     )
     assert len(run.stdout.splitlines()) == 1
     assert list(output.parent.iterdir()) == []
+
+
+def test_a_real_interrupt_leaves_the_whole_output_or_nothing(tmp_path):
+    # Orbax writes from threads, which must be done before the clean-up.
+    code = f"""
+        import shutil, signal, time
+        from pathlib import Path
+        import numpy as np
+        from centermerge_jax import checkpoints
+        folder = Path({str(tmp_path)!r})
+        rng = np.random.default_rng(0)
+        leaves = {{f"l{{i}}": rng.normal(size=(1000, 500)) for i in range(10)}}
+        def write(name):
+            started = time.perf_counter()
+            checkpoints.save(leaves, folder / name, manifest={{}}, format="orbax")
+            return time.perf_counter() - started
+        def interrupt(*_):
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, interrupt)
+        write("first")
+        usual = write("second")
+        stopped = 0
+        for i in range(1, 6):
+            signal.setitimer(signal.ITIMER_REAL, usual * i / 7)
+            try:
+                write("third")
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                stopped += 1
+            time.sleep(0.05)  # a thread that was left behind would write now
+            names = sorted(p.name for p in folder.iterdir())
+            if names == ["first", "second", "third"]:
+                checkpoints.open_checkpoint(folder / "third").read_all()
+                shutil.rmtree(folder / "third")
+            else:
+                assert names == ["first", "second"], names
+        assert stopped
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")

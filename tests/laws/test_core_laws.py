@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import deviation_norm
 
 import centermerge_jax as cm
-from reference import deviation_norm
 
 M, N = 6, 9
 RANKS = st.sampled_from([1, 2, 0.5, 1.0])
@@ -50,11 +50,10 @@ def close(a, b, experts, tolerance=2e-4):
 
 
 def average(experts):
-    leaves = {
+    return {
         leaf: np.mean([np.float64(e[leaf]) for e in experts.values()], axis=0)
         for leaf in ("kernel", "bias")
     }
-    return leaves
 
 
 @laws

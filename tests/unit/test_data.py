@@ -228,6 +228,17 @@ def test_folders_give_labels_splits_and_rgb(monkeypatch, tmp_path):
     assert first[0][0, 0].tolist() == [40, 0, 0]
 
 
+def test_palettes_are_interpolated_as_colours():
+    checks = Image.new("P", (16, 16))
+    checks.putpalette([0, 0, 0, 255, 255, 255])
+    checks.putdata([(x + y) % 2 for y in range(16) for x in range(16)])
+    out = io.BytesIO()
+    checks.save(out, "PNG")
+    small = sets._resized(out.getvalue(), 2)
+    # Black and white average out; as indices they would stay black or white.
+    assert abs(small.astype(int) - 127).max() < 10
+
+
 def _idx(array: np.ndarray) -> bytes:
     sizes = np.array(array.shape, ">i4").tobytes()
     return gzip.compress(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())

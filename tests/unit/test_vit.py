@@ -8,7 +8,7 @@ from flax import nnx
 
 import centermerge_jax.views
 from centermerge_jax.errors import ParameterError
-from centermerge_jax.models import vit
+from centermerge_jax.models import bicubic, vit
 from centermerge_jax.models.vit import ViTConfig
 
 CONFIG = ViTConfig(patch=2, grid=3, width=8, depth=3, heads=2, layer_scale=True)
@@ -227,10 +227,10 @@ def test_bicubic_is_a_line_of_keys_kernel():
     far = a * (27 / 8 - 5 * 9 / 4 + 8 * 3 / 2 - 4)
     # The far tap left of the first sample falls on the first: it is clamped.
     row = [far + near, near, far, 0]
-    np.testing.assert_allclose(vit.bicubic(4, 2), [row, row[::-1]], atol=1e-6)
-    np.testing.assert_allclose(vit.bicubic(37, 5).sum(1), np.ones(5), atol=1e-6)
-    smooth = vit.bicubic(4, 2, a=-0.5)
-    assert abs(smooth - vit.bicubic(4, 2)).max() > 0.01
+    np.testing.assert_allclose(bicubic.weights(4, 2), [row, row[::-1]], atol=1e-6)
+    np.testing.assert_allclose(bicubic.weights(37, 5).sum(1), np.ones(5), atol=1e-6)
+    smooth = bicubic.weights(4, 2, a=-0.5)
+    assert abs(smooth - bicubic.weights(4, 2)).max() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_bicubic_is_a_line_of_keys_kernel():
             "blocks must be between 0 and 3, the depth: got -1",
         ),
         (
-            lambda p, x: ViTConfig(width=10, heads=4),
+            lambda p, x: vit.init(ViTConfig(width=10, heads=4), jax.random.key(0)),
             "heads must divide width: 4 heads, width 10",
         ),
     ],
