@@ -22,7 +22,7 @@ demo: venv ## merge four real experts, evaluate, tabulate and plot (about 5 minu
 	$(BIN)/centermerge demo
 
 test: venv ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 check: venv ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .

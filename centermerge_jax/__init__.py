@@ -68,10 +68,10 @@ _HOMES = {
 _MODULES = ("views",)
 
 __all__ = [
+    "METHODS",
     "CheckpointError",
     "DataError",
     "LowRank",
-    "METHODS",
     "MatrixView",
     "MergeError",
     "ParameterError",

@@ -74,7 +74,8 @@ def wilson(correct: int, count: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     spread = math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
     half = Z95 * spread / (1 + z2 / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and 1 the ends are exact but for rounding.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def mean_accuracy(outcomes: Outcomes) -> tuple[float, float]:

@@ -15,7 +15,7 @@ def rank_curve(
     """Accuracy against the share of rank kept, one curve a method.
 
     Args:
-      shares: Shares of rank in (0, 1], ascending: the horizontal axis, logarithmic.
+      shares: Shares of rank in [0, 1], ascending; evenly spaced along the axis.
       curves: Mean accuracies in [0, 1], by method.
       lines: Accuracies that do not depend on rank, drawn across.
       path: Where the picture goes; its ending decides the format.
@@ -25,14 +25,13 @@ def rank_curve(
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
+    places = range(len(shares))
     for (name, accuracies), colour in zip(curves.items(), _COLOURS, strict=False):
         percent = [100 * accuracy for accuracy in accuracies]
-        axes.plot(shares, percent, "o-", color=colour, label=name, markersize=4)
+        axes.plot(places, percent, "o-", color=colour, label=name, markersize=4)
     for (name, accuracy), style in zip(lines.items(), _STYLES, strict=False):
         axes.axhline(100 * accuracy, color="0.4", linestyle=style, label=name, lw=1)
-    axes.set_xscale("log")
-    axes.set_xticks(shares, [f"{100 * share:g}" for share in shares])
-    axes.minorticks_off()
+    axes.set_xticks(places, [f"{100 * share:g}" for share in shares])
     axes.set_xlabel("rank kept of each matrix (% of full rank)")
     axes.set_ylabel("mean accuracy (%)")
     axes.set_title(title, fontsize=10)

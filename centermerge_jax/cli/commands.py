@@ -11,7 +11,6 @@ from tyro.conf import Positional, UseAppendAction, arg
 from centermerge_jax.progress import progress
 from centermerge_jax.recipe import Recipe
 
-
 _AT_ONCE = 32  # leaves read together: one by one is slow in some formats
 
 

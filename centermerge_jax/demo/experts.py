@@ -144,7 +144,7 @@ def fit_head(
 
     @jax.jit
     def solve(head: dict[str, Array]) -> dict[str, Array]:
-        def step(_: int, carry: Any) -> Any:
+        def step(_: Any, carry: Any) -> Any:
             head, state = carry
             value, gradient = both(head, state=state)
             change, state = solver.update(

@@ -23,10 +23,10 @@ from centermerge_jax.plots import rank_curve
 
 _NAMES = {
     "pretrained": "pretrained",
-    "experts": "experts, each on its own",
+    "experts": "experts",
     "weight_average": "weight average",
     "task_arithmetic": "task arithmetic",
-    "truncated_task_arithmetic": "truncated, not centred",
+    "truncated_task_arithmetic": "not centred",
     "cart": "CART",
 }
 _CURVES = {"cart": "centred (CART)", "truncated_task_arithmetic": "not centred"}
@@ -68,9 +68,11 @@ def results(
         "test_items": {task: len(r) for task, r in rows["experts"].items()},
         "methods": methods,
         "trials": [dataclasses.asdict(trial) for trial in trials],
+        "curve_ranks": [0.0, *settings.ranks],
         "curves": {
             method: [
-                best_at_rank(trials, method, rank).accuracy for rank in settings.ranks
+                best_at_rank(trials, method, rank).accuracy
+                for rank in (0.0, *settings.ranks)
             ]
             for method in _CURVES
         },
@@ -81,13 +83,12 @@ def results(
 def write(found: Mapping[str, Any], folder: Path) -> None:
     """Writes the figure, the table as Markdown, and last the results as JSON."""
     methods = found["methods"]
-    ranks = found["settings"]["ranks"]
     validation = {
         name: methods[name]["validation"]
         for name in ("weight_average", "task_arithmetic")
     }
     rank_curve(
-        ranks,
+        found["curve_ranks"],
         {_CURVES[name]: curve for name, curve in found["curves"].items()},
         lines={_NAMES[name]: value for name, value in validation.items()},
         path=folder / "rank-curve.png",
@@ -101,7 +102,9 @@ def write(found: Mapping[str, Any], folder: Path) -> None:
 def table(found: Mapping[str, Any]) -> Table:
     """The table for a terminal."""
     head, *lines = _cells(found)
-    shown = Table(*head, title="accuracy on test images (%)")
+    shown = Table(title="accuracy on test images (%)", box=None, padding=(0, 0, 0, 2))
+    for i, name in enumerate(head):
+        shown.add_column(name, justify="right" if i else "left", no_wrap=True)
     for line in lines:
         shown.add_row(*line)
     return shown
@@ -116,15 +119,13 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def _cells(found: Mapping[str, Any]) -> list[Sequence[str]]:
     tasks = list(found["test_items"])
-    rows: list[Sequence[str]] = [
-        ("method", *tasks, "mean", "of experts", "rank", "scale")
-    ]
+    rows: list[Sequence[str]] = [("method", *tasks, "mean", "norm.", "rank", "scale")]
     for name, row in found["methods"].items():
         rows.append(
             (
                 _NAMES[name],
                 *(f"{100 * row['accuracy'][task]:.1f}" for task in tasks),
-                f"{100 * row['mean']:.1f} ± {100 * row['mean_half_width']:.1f}",
+                f"{100 * row['mean']:.1f} ±{100 * row['mean_half_width']:.1f}",
                 f"{100 * row['normalised']:.1f}",
                 "" if row["rank"] is None else f"{100 * row['rank']:g} %",
                 "" if row["scale"] is None else f"{row['scale']:g}",
@@ -135,27 +136,32 @@ def _cells(found: Mapping[str, Any]) -> list[Sequence[str]]:
 
 def remarks(found: Mapping[str, Any]) -> list[str]:
     """What the table says, in sentences with the numbers in them."""
-    methods, ranks = found["methods"], found["settings"]["ranks"]
-    lines = ["± is the 95 % interval over test images; rank and scale were chosen on"]
-    lines += ["validation images. Gain over the weight average on the same images:"]
+    methods, ranks = found["methods"], found["curve_ranks"]
+    lines = [
+        "Each expert is on its own task; norm. is the mean of the ratios to them,",
+        "± the 95 % interval over test images. Rank and scale were chosen on",
+        "validation images. Gain over the weight average on the same test images:",
+    ]
     for name in ("task_arithmetic", "truncated_task_arithmetic", "cart"):
         gain = 100 * methods[name]["over_weight_average"]
         half = 100 * methods[name]["over_weight_average_half_width"]
         sure = "" if abs(gain) > half else " (within noise)"
         lines.append(f"  {_NAMES[name]}: {gain:+.1f} ± {half:.1f} points{sure}")
     curve = found["curves"]["cart"]
-    top = max(range(len(ranks)), key=lambda i: curve[i])
-    average = methods["weight_average"]["validation"]
-    lines.append(
-        f"CART on validation: {100 * curve[0]:.1f} % at rank {100 * ranks[0]:g} %, "
-        f"best {100 * curve[top]:.1f} % at {100 * ranks[top]:g} %, back to "
-        f"{100 * curve[-1]:.1f} % at full rank; the average has {100 * average:.1f} %."
-    )
+    top = max(range(1, len(ranks)), key=lambda i: curve[i])
+    ends = [
+        f"{100 * curve[i]:.1f} % at rank {100 * ranks[i]:g} %" for i in (0, top, -1)
+    ]
+    average = 100 * methods["weight_average"]["validation"]
+    lines += [
+        f"CART on validation: {ends[0]}, {ends[1]} (best),",
+        f"{ends[2]}; the average has {average:.1f} %.",
+    ]
     leader = max(
         (n for n in methods if n not in ("experts", "pretrained")),
         key=lambda n: methods[n]["mean"],
     )
-    if leader != "cart":
+    if methods[leader]["mean"] > methods["cart"]["mean"]:
         lines.append(
             f"On these test images {_NAMES[leader]} is ahead of CART "
             f"({100 * methods[leader]['mean']:.1f} against "

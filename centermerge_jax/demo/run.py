@@ -57,7 +57,7 @@ def run(settings: Settings, output: str | Path) -> dict[str, Any]:
     Raises:
       MergeError: Something cannot be fetched or written.
     """
-    console = Console()
+    console = Console(highlight=False)
     clock = _Clock()
     folder = _fresh(Path(output))
     tasks, wheel = _fetch(settings)
@@ -109,9 +109,8 @@ def run(settings: Settings, output: str | Path) -> dict[str, Any]:
     results = report.results(rows, chosen_on, trials, settings, seconds=clock.laps)
     report.write(results, folder)
     console.print(report.table(results))
-    for line in report.remarks(results):
-        console.print(line)
-    console.print(f"\nEverything is in {folder}: the table as results.json and .md,")
+    console.print("", *report.remarks(results), "", sep="\n")
+    console.print(f"Everything is in {folder}: the table as results.json and .md,")
     console.print("the figure as rank-curve.png, the models in experts/ and merged/.")
     return results
 

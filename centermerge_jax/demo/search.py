@@ -1,6 +1,6 @@
 """Choosing rank and scale on validation data, factorising once for each origin."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from centermerge_jax.demo.settings import Settings
@@ -19,7 +19,7 @@ class Trial:
 
     Attributes:
       method: Its name in `METHODS`.
-      rank: Share of rank, if it has one.
+      rank: Share of rank, if it has one; 0 is the origin itself.
       scale: Scale, if it has one.
       accuracy: Mean over tasks on validation data.
     """
@@ -45,7 +45,7 @@ def search(
     """
     trials = []
     ranks = len(settings.ranks)
-    total = 1 + (1 + ranks) * len(settings.uncentered_scales)
+    total = 3 + (1 + ranks) * len(settings.uncentered_scales)
     total += ranks * len(settings.centered_scales)
     for method, rank, scale, params in _candidates(experts, base, settings):
         trials.append(Trial(method, rank, scale, evaluate(params)))
@@ -62,12 +62,15 @@ def _candidates(
     for scale in settings.uncentered_scales:
         yield "task_arithmetic", None, scale, combine(around_base, scale=scale)
     factors = truncate(around_base, rank=1.0)
+    without = rest_scales(factors, scale=0.0, rest="mean")
+    yield "truncated_task_arithmetic", 0.0, 0.0, combine(factors, scale=without)
     for rank in settings.ranks:
         kept = truncate(factors, rank=rank)
         for scale in settings.uncentered_scales:
             scales = rest_scales(kept, scale=scale, rest="mean")
             params = combine(kept, scale=scales)
             yield "truncated_task_arithmetic", rank, scale, params
+    yield "cart", 0.0, 0.0, combine(centered, scale=0.0)
     factors = truncate(centered, rank=1.0)
     for rank in settings.ranks:
         kept = truncate(factors, rank=rank)
@@ -76,10 +79,17 @@ def _candidates(
 
 
 def best(trials: list[Trial], method: str) -> Trial:
-    """The trial with the highest accuracy; of equal ones the first, the smallest."""
-    return max((t for t in trials if t.method == method), key=lambda t: t.accuracy)
+    """The trial with the highest accuracy; of equal ones the first, the smallest.
+
+    Rank 0 is the end of a curve, not a setting that could be chosen.
+    """
+    return _highest(t for t in trials if t.method == method and t.rank != 0)
 
 
 def best_at_rank(trials: list[Trial], method: str, rank: float) -> Trial:
     """The same among the trials of one rank."""
-    return best([t for t in trials if t.rank == rank], method)
+    return _highest(t for t in trials if t.method == method and t.rank == rank)
+
+
+def _highest(trials: Iterable[Trial]) -> Trial:
+    return max(trials, key=lambda trial: trial.accuracy)

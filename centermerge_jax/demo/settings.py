@@ -38,7 +38,7 @@ class Settings:
     weight_decay: float = 0.01
     head_decay: float = 0.1
     ranks: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
-    centered_scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
+    centered_scales: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0)
     uncentered_scales: tuple[float, ...] = (0.2, 0.3, 0.5, 0.8, 1.2)
     seed: int = 0
 

@@ -133,9 +133,9 @@ def test_truncated_svd(kind, solver, unit):
         u, d, vh = np.linalg.svd(y, full_matrices=False)
         wanted = (u[..., :4] * d[..., None, :4]) @ vh[..., :4, :]
         norm = np.linalg.norm(s) or 1.0
-        # A float32 Gram matrix does not see what lies 3e-4 below the largest value.
+        # A float32 Gram matrix hardly sees what is below 3e-4 of the largest value.
         coarse = solver == "gram" and kind == "one outlier"
-        tolerance = 3e-4 if coarse else 1e-5
+        tolerance = 6e-4 if coarse else 1e-5
         assert np.linalg.norm(np.float64(factors.dense()) - wanted) <= tolerance * norm
         np.testing.assert_allclose(factors.s, d[..., :4], atol=tolerance / 5 * norm)
         assert np.all(np.diff(factors.s, axis=-1) <= 0)
