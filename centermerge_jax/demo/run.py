@@ -40,7 +40,7 @@ METHODS = (
     "truncated_task_arithmetic",
     "cart",
 )
-_MARK = "results.json"
+_MARK = ".centermerge-demo"  # says that a folder is ours to replace
 
 
 def run(settings: Settings, output: str | Path) -> dict[str, Any]:
@@ -59,8 +59,10 @@ def run(settings: Settings, output: str | Path) -> dict[str, Any]:
     """
     console = Console(highlight=False)
     clock = _Clock()
-    folder = _fresh(Path(output))
+    folder = Path(output)
+    _refuse_foreign(folder)
     tasks, wheel = _fetch(settings)
+    _make_folders(folder)
     clock.lap("data")
     backbone = Backbone(dinov2.load(wheel), settings)
     splits, heads = _prepare(tasks, backbone, settings)
@@ -128,18 +130,22 @@ class _Clock:
         self._last = now
 
 
-def _fresh(folder: Path) -> Path:
-    """An empty folder; what is there may go if an earlier demo made it."""
+def _refuse_foreign(folder: Path) -> None:
+    """What an earlier demo made may go; nothing else may."""
+    ours = (folder / _MARK).exists()
+    if folder.exists() and not ours and (folder.is_file() or any(folder.iterdir())):
+        raise CheckpointError(
+            f"{folder} exists and was not made by a demo; remove it or choose another "
+            "with --output"
+        )
+
+
+def _make_folders(folder: Path) -> None:
     if folder.exists():
-        if not (folder / _MARK).is_file() and any(folder.iterdir()):
-            raise CheckpointError(
-                f"{folder} exists and was not made by a finished demo; remove it or "
-                "choose another with --output"
-            )
         shutil.rmtree(folder)
     (folder / "experts").mkdir(parents=True)
     (folder / "merged").mkdir()
-    return folder
+    (folder / _MARK).touch()
 
 
 def _fetch(settings: Settings) -> tuple[dict[str, Task], Path]:

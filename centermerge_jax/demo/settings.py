@@ -47,14 +47,14 @@ QUICK = Settings()
 """About five minutes on two cores."""
 
 FULL = Settings(
-    pixels=56,
+    pixels=42,
     frozen_blocks=4,
-    train=20000,
+    train=10000,
     validation=1000,
     test=10000,
-    steps=600,
+    steps=1000,
     ranks=(0.01, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.32, 0.48, 0.64, 1.0),
     centered_scales=(0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0),
     uncentered_scales=(0.1, 0.2, 0.3, 0.4, 0.5, 0.8, 1.0),
 )
-"""Hours instead of minutes: larger images, more of them, a finer grid."""
+"""Much longer: larger images, more of them, more blocks and steps, a finer grid."""

@@ -93,6 +93,6 @@ def test_only_the_open_blocks_were_tuned(demo):
 
 def test_foreign_folders_are_not_replaced(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(cm.CheckpointError, match="was not made by a finished demo"):
+    with pytest.raises(cm.CheckpointError, match="was not made by a demo"):
         run(TINY, tmp_path)
     assert (tmp_path / "precious.txt").read_text() == "mine"

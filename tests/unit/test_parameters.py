@@ -133,11 +133,13 @@ def test_truncated_svd(kind, solver, unit):
         u, d, vh = np.linalg.svd(y, full_matrices=False)
         wanted = (u[..., :4] * d[..., None, :4]) @ vh[..., :4, :]
         norm = np.linalg.norm(s) or 1.0
-        # A float32 Gram matrix hardly sees what is below 3e-4 of the largest value.
+        # A float32 Gram matrix does not resolve what is below 3e-4 of the largest
+        # value: the sum is still right to that, single values are not.
         coarse = solver == "gram" and kind == "one outlier"
         tolerance = 6e-4 if coarse else 1e-5
         assert np.linalg.norm(np.float64(factors.dense()) - wanted) <= tolerance * norm
-        np.testing.assert_allclose(factors.s, d[..., :4], atol=tolerance / 5 * norm)
+        if not coarse:
+            np.testing.assert_allclose(factors.s, d[..., :4], atol=2e-6 * norm)
         assert np.all(np.diff(factors.s, axis=-1) <= 0)
         kept = factors.s > 1e-3 * norm
         for factor in (factors.u.swapaxes(-1, -2), factors.vh):
