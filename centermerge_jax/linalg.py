@@ -1,20 +1,21 @@
 """Truncated singular value decompositions of batches of matrices.
 
-Knows arrays only, no trees. Everything is computed in float32 (float64 for float64
+Works on arrays, not on trees. Everything is computed in float32 (float64 for float64
 input) with full-precision products, whatever the storage type.
 """
 
 import functools
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from centermerge_jax.errors import ParameterError
-from centermerge_jax.ranks import Rank, resolve_rank
-from centermerge_jax.trees import compute_dtype
+from centermerge_jax.ranks import Rank, check_fits, resolve_rank
+from centermerge_jax.trees import X64, compute_dtype
 from centermerge_jax.views import MatrixView
 
 Solver = Literal["auto", "exact", "gram"]
@@ -107,10 +108,14 @@ def truncated_svd(
       a singular value 0 may be zero under `gram`.
 
     Raises:
-      ParameterError: `rank` is out of range, or there is no such solver.
+      ParameterError: `rank` is out of range or above `min(m, n)`, there is no such
+        solver, or `x` is not floating matrices.
 
     Note:
-      Not-a-number in one matrix spreads over that matrix, not over the batch.
+      Not-a-number in one matrix spreads over that matrix, not over the batch. The
+      gradient through the factorisation itself is not finite where singular values
+      coincide, as those of an unchanged matrix do; gradients with respect to scales and
+      factors, through `cm.combine`, always are.
 
     Example:
       >>> x = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
@@ -119,7 +124,9 @@ def truncated_svd(
     """
     if solver not in SOLVERS:
         raise ParameterError(f"solver is one of {', '.join(SOLVERS)}; got {solver!r}")
+    _check_matrices(x)
     *batch, m, n = x.shape
+    check_fits(rank, {f"[{m}, {n}]": min(m, n)})
     k = resolve_rank(rank, min(m, n))
     if solver == "auto":
         solver = choose_solver(k, min(m, n))
@@ -127,6 +134,15 @@ def truncated_svd(
     return LowRank(
         u.reshape(*batch, m, k), s.reshape(*batch, k), vh.reshape(*batch, k, n)
     )
+
+
+def _check_matrices(x: Any) -> None:
+    if x.ndim < 2 or 0 in x.shape[-2:]:
+        raise ParameterError(f"expected matrices [*batch, m, n], got {list(x.shape)}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ParameterError(f"expected floating numbers, got {x.dtype}")
+    if x.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise ParameterError(f"got float64: {X64}")
 
 
 @functools.partial(jax.jit, static_argnames=("k", "solver", "memory"))

@@ -15,20 +15,22 @@ import numpy as np
 
 from centermerge_jax.checkpoints import (
     Format,
+    choose_format,
     describe,
     non_finite,
     refuse_existing,
     save,
 )
 from centermerge_jax.errors import CheckpointError, listing
-from centermerge_jax.planning import find_method, plan, widened
+from centermerge_jax.planning import Plan, cast, find_method
 from centermerge_jax.progress import Report, silent
 from centermerge_jax.recipe import Recipe
+from centermerge_jax.trees import compute_dtype
 from centermerge_jax.views import digest
 
 
 def merge(
-    recipe: Recipe,
+    todo: Plan,
     output: str | Path,
     *,
     format: Format | None = None,  # noqa: A002  the word that users know
@@ -38,7 +40,7 @@ def merge(
     """Merges checkpoints into a new one, with a manifest beside it.
 
     Args:
-      recipe: What to merge and how.
+      todo: What `planning.plan` made of a recipe.
       output: A path ending in `.safetensors` for one file, else a folder.
       format: Of an output folder; by default that of the first expert.
       command: The command line to note in the manifest.
@@ -48,23 +50,14 @@ def merge(
       The manifest.
 
     Raises:
-      MergeError: Something is wrong with the recipe or its files; nothing is written.
+      MergeError: Something is wrong with the files or the output; nothing is written.
     """
     started = time.perf_counter()
+    recipe = todo.recipe
+    template = next(iter(todo.models.values()))
     refuse_existing(output)
-    todo = plan(recipe)
-    trees: dict[str, dict[str, Any]] = {}
-    read = 0
-    for name, checkpoint in todo.models.items():
-
-        def count(leaf: str, size: int) -> None:
-            nonlocal read
-            read += size
-            progress(f"reading {leaf}", read / max(1, todo.read_bytes))
-
-        leaves = checkpoint.read_all(todo.leaves.merged, progress=count)
-        _check_finite(name, leaves)
-        trees[name] = widened(leaves) if recipe.dtype else leaves
+    choose_format(Path(output), template, format)
+    trees = _read(todo, progress)
     progress("merging", 0.0)
     method = find_method(recipe.method)
     base = (trees.pop("base"),) if method.needs_base else ()
@@ -73,30 +66,48 @@ def merge(
         name: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
         for name, leaf in result.items()
     }
+    inputs = dict(todo.models)
+    if todo.keeper is not None:
+        kept = todo.keeper.read_all(todo.leaves.kept)
+        _check_finite(str(recipe.keep_from), kept)
+        merged |= cast(kept, np.dtype(recipe.dtype)) if recipe.dtype else kept
+        inputs[str(recipe.keep_from)] = todo.keeper
+        # A kept head goes with the configuration that names its classes.
+        template = dataclasses.replace(template, sidecars=todo.keeper.sidecars)
     # A narrow type may overflow where the inputs did not.
     _check_finite("the merged model", merged)
-    if todo.keeper is not None:
-        merged |= todo.keeper.read_all(todo.leaves.kept)
     progress("writing", 0.0)
     manifest = describe(
         method=recipe.method,
         hyperparameters=_chosen(recipe),
-        inputs=todo.models,
+        inputs=inputs,
         started=started,
         views_digest=digest(todo.views) if todo.views else None,
         command=command,
     )
-    # A kept head goes with the configuration that names its classes.
-    template = todo.keeper or next(iter(todo.models.values()))
-    save(
-        merged,
-        output,
-        manifest=manifest,
-        template=template,
-        format=format,
-    )
+    manifest["warnings"] = list(todo.warnings)
+    save(merged, output, manifest=manifest, template=template, format=format)
     progress("writing", 1.0)
     return manifest
+
+
+def _read(todo: Plan, progress: Report) -> dict[str, dict[str, Any]]:
+    """The leaves to merge of every model, all finite."""
+    trees = {}
+    read = 0
+
+    def count(leaf: str, size: int) -> None:
+        nonlocal read
+        read += size
+        progress(f"reading {leaf}", read / max(1, todo.read_bytes))
+
+    for name, checkpoint in todo.models.items():
+        leaves = checkpoint.read_all(todo.leaves.merged, progress=count)
+        _check_finite(name, leaves)
+        if todo.recipe.dtype:
+            leaves = cast(leaves, compute_dtype(np.dtype(todo.recipe.dtype)))
+        trees[name] = leaves
+    return trees
 
 
 def _chosen(recipe: Recipe) -> dict[str, Any]:

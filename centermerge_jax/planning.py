@@ -118,13 +118,15 @@ def plan(recipe: Recipe) -> Plan:
         sizes = {name: view.size for name, view in table.items() if view is not None}
         check_fits(hyperparameters["rank"], sizes)
         lines = rows(first, table, rank=hyperparameters["rank"])
+    held = _header(keeper, leaves.kept, recipe) if keeper else {}
     kept = sum(keeper.leaves[name].nbytes for name in leaves.kept) if keeper else 0
     read = kept + sum(
         checkpoint.leaves[name].nbytes
         for checkpoint in models.values()
         for name in leaves.merged
     )
-    written = kept + sum(_output_bytes(recipe, leaf) for leaf in first.values())
+    outgoing = [*first.values(), *held.values()]
+    written = sum(_output_bytes(recipe, leaf) for leaf in outgoing)
     return Plan(
         recipe=recipe,
         models=models,
@@ -194,9 +196,12 @@ def _open_experts(recipe: Recipe) -> dict[str, Checkpoint]:
     """The experts by name, in the order of the tasks."""
     experts: dict[str, Checkpoint] = {}
     for given in recipe.experts:
-        # An existing path that holds a '=' is that path.
-        called = "=" in given and not Path(given).exists()
-        name, path = given.split("=", 1) if called else ("", given)
+        # A path may hold a '='; a name holds no '/'.
+        before, equals, after = given.partition("=")
+        called = equals and "/" not in before and not Path(given).exists()
+        name, path = (before, after) if called else ("", given)
+        if not path or (called and not name):
+            raise ParameterError(f"expert {given!r}: give a PATH or NAME=PATH")
         checkpoint = open_checkpoint(path, subtree=recipe.path)
         name = name or checkpoint.name
         if name in experts or name == "base":
@@ -281,13 +286,15 @@ def _header(
             leaves[name] = np.broadcast_to(np.zeros((), info.dtype), info.shape)
         elif info is not None:
             leaves[name] = "" if info.kind == "string" else info.dtype.type().item()
-    return widened(leaves) if recipe.dtype else leaves
+    return (
+        cast(leaves, compute_dtype(np.dtype(recipe.dtype))) if recipe.dtype else leaves
+    )
 
 
-def widened(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Floating leaves in the type that is computed in, so that types may be mixed."""
+def cast(leaves: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """The floating leaves in one type, the others as they are."""
     return {
-        name: leaf.astype(compute_dtype(leaf.dtype))
+        name: leaf.astype(dtype)
         if isinstance(leaf, np.ndarray) and is_merged(leaf)
         else leaf
         for name, leaf in leaves.items()
@@ -314,7 +321,7 @@ def _peak_bytes(
             numbers = math.prod(row.shape) * tasks
             groups[m, n] = groups.get((m, n), 0.0) + numbers
             factors += numbers * row.rank * (m + n) / (m * n)
-    # The deltas of the group are stacked, and its factors are made twice: as solved
-    # and as cut into leaves.
-    solving = 2 * max(groups.values(), default=0.0) + 2 * factors
+    # The deltas of a group are joined, stacked and scaled, and its factors are made
+    # twice: as solved and as cut into leaves.
+    solving = 3 * max(groups.values(), default=0.0) + 2 * factors
     return int(_RUNTIME + files + 4 * (merged * (tasks + 2) + solving))

@@ -18,10 +18,12 @@ from jaxtyping import Array, Float
 from centermerge_jax.errors import ParameterError, StructureError
 from centermerge_jax.linalg import LowRank
 from centermerge_jax.trees import (
+    X64,
     Params,
     align,
     compute_dtype,
     dtype_of,
+    is_array,
     is_merged,
     named_experts,
     named_leaves,
@@ -47,7 +49,9 @@ class TaskVectors:
       tasks: Names, in the order of the task axis.
       dtypes: Types of the experts' leaves in tree order, to which results are cast.
       zero_sum: Whether the *dense* deltas sum to zero over the tasks, as they do around
-        the mean. A transform that changes dense deltas has to clear it.
+        the mean; `combine` then leaves them out under one scale. Whoever puts in other
+        dense deltas has to clear it: use `with_deltas`, which asks, and not
+        `dataclasses.replace` or `jax.tree.map`, which keep it.
     """
 
     origin: Params
@@ -141,7 +145,8 @@ def combine(tv: TaskVectors, *, scale: Any, dtype: Any = None) -> Params:
       Parameters like those of one expert, summed in float32 and cast once.
 
     Raises:
-      ParameterError: `scale` has another number of tasks, or is NaN or infinite.
+      ParameterError: `scale` is of none of these forms, NaN or infinite, or `dtype` is
+        not a floating type.
 
     Note:
       Dense deltas around the mean sum to zero, so under one scale for all tasks the
@@ -152,16 +157,28 @@ def combine(tv: TaskVectors, *, scale: Any, dtype: Any = None) -> Params:
       >>> combine(tv, scale=0.5)
       {'w': Array([1. , 1.5], dtype=float32)}
     """
-    structure = jax.tree.structure(tv.origin)
-    scales = _scales(tv, scale)
+    return combine_leaves(tv, _scales(tv, scale), dtype=dtype)
+
+
+def combine_leaves(
+    tv: TaskVectors, scales: Sequence[Any], *, dtype: Any = None
+) -> Params:
+    """As `combine`, with the scale of every leaf given in tree order.
+
+    Args:
+      tv: Task vectors.
+      scales: For each leaf of `tv.origin` one number or an array `[tasks]`.
+      dtype: As for `combine`.
+    """
+    _check_dtype(dtype)
     leaves = []
-    for (origin, delta), leaf_scale, own in zip(
+    for (origin, delta), scale, own in zip(
         tv.flat().values(), scales, tv.dtypes, strict=True
     ):
         if delta is None:
             leaves.append(origin)
             continue
-        weights = jnp.asarray(leaf_scale, origin.dtype)
+        weights = jnp.asarray(scale, origin.dtype)
         if isinstance(delta, LowRank):
             leaf = _add_low_rank(origin, delta, weights)
         elif weights.ndim == 0 and tv.zero_sum:
@@ -169,7 +186,7 @@ def combine(tv: TaskVectors, *, scale: Any, dtype: Any = None) -> Params:
         else:
             leaf = _add_dense(origin, delta, weights)
         leaves.append(leaf.astype(own if dtype is None else dtype))
-    return structure.unflatten(leaves)
+    return jax.tree.structure(tv.origin).unflatten(leaves)
 
 
 def select(
@@ -300,30 +317,35 @@ def _sum_low_rank(
     return jnp.einsum("t...mk,t...kn->...mn", us, vh, precision=_HIGHEST)
 
 
+def _check_dtype(dtype: Any) -> None:
+    if dtype is None:
+        return
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ParameterError(f"dtype is a floating type, got {dtype}")
+    if np.dtype(dtype) == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise ParameterError(f"dtype float64: {X64}")
+
+
 def _task_index(tv: TaskVectors, task: str | int) -> int:
-    if isinstance(task, str):
-        if task not in tv.tasks:
-            raise ParameterError(
-                f"no task is called {task!r}; there are {', '.join(tv.tasks)}"
-            )
+    if isinstance(task, str) and task in tv.tasks:
         return tv.tasks.index(task)
-    if not 0 <= task < len(tv.tasks):
-        raise ParameterError(f"task {task} is outside 0 to {len(tv.tasks) - 1}")
-    return task
+    if type(task) is int and 0 <= task < len(tv.tasks):
+        return task
+    raise ParameterError(
+        f"no task {task!r}: there are {', '.join(tv.tasks)}, numbered from 0"
+    )
 
 
 def _scales(tv: TaskVectors, scale: Any) -> list[Any]:
     """The scale of every leaf: a number, or an array in the order of the tasks."""
+    by_task = False
 
     def per_task(x: Any) -> bool:
-        return isinstance(x, Mapping) and x.keys() == set(tv.tasks)
+        nonlocal by_task
+        found = isinstance(x, Mapping) and x.keys() == set(tv.tasks)
+        by_task |= found
+        return found
 
-    same_names = isinstance(tv.origin, Mapping) and per_task(tv.origin)
-    if same_names and per_task(scale):
-        raise ParameterError(
-            "tasks and top-level parameters have the same names, so a mapping as scale "
-            "could mean either: give an array in the order of the tasks"
-        )
     try:
         prefix = jax.tree.broadcast(scale, tv.origin, is_leaf=per_task)
         values = jax.tree.structure(tv.origin).flatten_up_to(prefix)
@@ -333,6 +355,11 @@ def _scales(tv: TaskVectors, scale: Any) -> list[Any]:
             f"({', '.join(tv.tasks)}), an array of {len(tv.tasks)}, or a tree prefix "
             f"of the parameters: {error}"
         ) from None
+    if by_task and (node := _node_with_keys(tv.origin, set(tv.tasks))) is not None:
+        raise ParameterError(
+            f"parameters at {node or 'the top'!r} have the names of the tasks, so a "
+            "mapping as scale could mean either: give arrays in the order of the tasks"
+        )
     names = named_leaves(tv.origin)
     return [
         _checked_scale(tv, name, value)
@@ -340,11 +367,23 @@ def _scales(tv: TaskVectors, scale: Any) -> list[Any]:
     ]
 
 
+def _node_with_keys(tree: Params, keys: set[str]) -> str | None:
+    """The name of a node whose children have exactly these names, if there is one."""
+    children: dict[str, set[str]] = {}
+    for name in named_leaves(tree):
+        parts = name.split("/")
+        for depth, part in enumerate(parts):
+            children.setdefault("/".join(parts[:depth]), set()).add(part)
+    return next((node for node, found in children.items() if found == keys), None)
+
+
 def _checked_scale(tv: TaskVectors, leaf: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         kind = jnp.result_type(float)
         value = jnp.stack([jnp.asarray(value[task], kind) for task in tv.tasks])
     shape = np.shape(value)
+    if not is_array(value) or jnp.issubdtype(dtype_of(value), jnp.complexfloating):
+        raise ParameterError(f"scale for {leaf} is a real number, got {value!r}")
     if shape not in ((), (len(tv.tasks),)):
         raise ParameterError(
             f"scale for {leaf} has shape {list(shape)}: it is one number, or one for "

@@ -22,6 +22,9 @@ from centermerge_jax.errors import ParameterError, StructureError, listing
 Params = Any
 """A pytree of arrays. (Python's type system cannot say more.)"""
 
+X64 = "to compute in float64 switch on jax_enable_x64 (JAX_ENABLE_X64=1)"
+"""The cure for float64 where JAX would make float32 of it."""
+
 _Path = tuple[Any, ...]
 
 
@@ -59,8 +62,9 @@ def named_leaves(tree: Params) -> dict[str, Any]:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether JAX can compute with a leaf (arrays and Python numbers)."""
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex)
+    """Whether a leaf is numbers: an array, its shape and dtype, or a Python number."""
+    kinds = jax.Array | np.ndarray | np.generic | int | float | complex
+    return isinstance(leaf, kinds | jax.ShapeDtypeStruct)
 
 
 def dtype_of(leaf: Any) -> Any:
@@ -128,7 +132,7 @@ def align(
     Args:
       trees: Parameter trees by the name that messages should call them.
       any_dtype: Names of the trees whose floating leaves may have another dtype than
-        those of the first one (a base in float32 under experts in bfloat16).
+        those of the first one, and whose carried leaves other values (a base).
 
     Returns:
       The structure of the first tree, and for each leaf name the leaves of all trees.
@@ -159,14 +163,10 @@ def align(
             and (fault := _difference(expected[leaf], found[leaf], name in any_dtype))
         ]
     if problems:
-        raise StructureError(
-            listing(
-                f"{{n}} difference{{s}} from '{first}'",
-                problems,
-                "Take what is not shared (task heads) out of the merge, on the command "
-                "line with --exclude or --keep.",
-            )
-        )
+        unshared = any(": missing " in p or ": extra " in p for p in problems)
+        cure = "What is not shared (task heads) can be left out: --exclude, --keep."
+        header = f"{{n}} difference{{s}} from '{first}'"
+        raise StructureError(listing(header, problems, cure if unshared else ""))
     structures = {name: jax.tree.structure(tree) for name, tree in trees.items()}
     if unlike := [n for n, s in structures.items() if s != structures[first]]:
         raise StructureError(
@@ -184,10 +184,7 @@ def _unmergeable(leaf: Any) -> str:
     if jnp.issubdtype(dtype_of(leaf), jnp.complexfloating):
         return f"is {describe(leaf)}: complex leaves cannot be merged"
     if dtype_of(leaf) == np.float64 and not jax.config.read("jax_enable_x64"):
-        return (
-            f"is {describe(leaf)}: switch on jax_enable_x64 to merge in float64, or "
-            "cast it to float32"
-        )
+        return f"is {describe(leaf)}: {X64}"
     return ""
 
 
@@ -205,7 +202,8 @@ def _difference(expected: Any, found: Any, any_dtype: bool) -> str:
         dtype_of(expected) != dtype_of(found) and not (any_dtype and both_merged)
     ):
         return f"is {describe(found)}, expected {describe(expected)}"
-    if is_merged(expected) or _equal(expected, found):
+    # A base has its own counters and keys; those of the experts are carried.
+    if is_merged(expected) or any_dtype or _equal(expected, found):
         return ""
     return f"({describe(found)}) has other values; only floating leaves are merged"
 

@@ -6,8 +6,8 @@ Reading never unpickles and never needs the model's code; writing is all or noth
   an Orbax folder, and returns a `Checkpoint`: names, shapes and types without data,
   and `read` for one leaf at a time.
 * `non_finite` lists the leaves that hold NaN or infinity.
-* `refuse_existing` and `save` write a merged model and its manifest under a name that
-  did not exist before.
+* `refuse_existing`, `choose_format` and `save` write a merged model and its manifest
+  under a name that did not exist before.
 * `describe` builds that manifest.
 
 Importing this package imports neither JAX nor Orbax; an Orbax folder does when opened.
@@ -22,13 +22,14 @@ from centermerge_jax.checkpoints.checkpoint import (
 )
 from centermerge_jax.checkpoints.manifest import describe, manifest_path
 from centermerge_jax.checkpoints.opening import open_checkpoint
-from centermerge_jax.checkpoints.output import refuse_existing, save
+from centermerge_jax.checkpoints.output import choose_format, refuse_existing, save
 
 __all__ = [
     "Checkpoint",
     "Format",
     "Leaf",
     "LeafInfo",
+    "choose_format",
     "describe",
     "manifest_path",
     "non_finite",

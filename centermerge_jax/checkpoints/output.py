@@ -74,7 +74,7 @@ def save(
         the disk refused (full, not writable).
     """
     output = Path(output)
-    chosen = _choose(output, template, format)
+    chosen = choose_format(output, template, format)
     refuse_existing(output)
     with _staged(output) as target:
         if chosen == "orbax":
@@ -88,7 +88,14 @@ def save(
         _publish(target, output)
 
 
-def _choose(output: Path, template: Checkpoint | None, wanted: Format | None) -> Format:
+def choose_format(
+    output: Path, template: Checkpoint | None, wanted: Format | None
+) -> Format:
+    """The form that `save` gives an output. Call it before any work.
+
+    Raises:
+      CheckpointError: The name of the output and the format contradict each other.
+    """
     if output.suffix == ".safetensors":
         if wanted not in (None, "safetensors"):
             raise CheckpointError(

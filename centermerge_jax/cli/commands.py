@@ -47,16 +47,21 @@ class Merge(_Arguments):
 
     def run(self) -> None:
         """Merges, showing progress."""
+        from centermerge_jax.checkpoints import refuse_existing
         from centermerge_jax.errors import ParameterError
         from centermerge_jax.merging import merge
         from centermerge_jax.planning import plan
 
         if self.format not in (None, "hub", "orbax", "safetensors"):
             raise ParameterError(f"--format is hub or orbax; got {self.format!r}")
-        recipe = _recipe(self)
+        if not self.output:
+            raise ParameterError("--output is empty")
+        refuse_existing(self.output)
+        todo = plan(_recipe(self))
+        _warn(todo)
         with progress(quiet=self.json) as report:
             manifest = merge(
-                recipe,
+                todo,
                 self.output,
                 format=self.format,  # pyright: ignore[reportArgumentType]  checked above
                 command=["centermerge", *sys.argv[1:]],
@@ -65,8 +70,6 @@ class Merge(_Arguments):
         if self.json:
             print(json.dumps(manifest, indent=2))
             return
-        for warning in plan(recipe).warnings:
-            print(f"note: {warning}", file=sys.stderr)
         seconds, peak = manifest["wall_seconds"], manifest["peak_memory_bytes"]
         print(f"wrote {self.output} in {seconds:.1f} s, peak memory {_size(peak)}")
 
@@ -102,8 +105,7 @@ class Plan(_Arguments):
             f"reads {_size(todo.read_bytes)}, writes {_size(todo.written_bytes)}, "
             f"needs about {_size(todo.peak_bytes)} of memory"
         )
-        for warning in todo.warnings:
-            print(f"note: {warning}", file=sys.stderr)
+        _warn(todo)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +196,11 @@ COMMANDS = {"merge": Merge, "plan": Plan, "inspect": Inspect, "demo": Demo}
 def _recipe(command: Recipe) -> Recipe:
     names = [field.name for field in dataclasses.fields(Recipe)]
     return Recipe(**{name: getattr(command, name) for name in names})
+
+
+def _warn(todo: Any) -> None:
+    for warning in todo.warnings:
+        print(f"note: {warning}", file=sys.stderr)
 
 
 def _plan_as_json(todo: Any) -> dict[str, Any]:

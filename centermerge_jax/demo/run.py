@@ -31,6 +31,7 @@ from centermerge_jax.evaluate import Outcomes, classified_rightly, mean_accuracy
 from centermerge_jax.merging import merge
 from centermerge_jax.models import dinov2
 from centermerge_jax.models.vit import Params
+from centermerge_jax.planning import plan
 from centermerge_jax.progress import progress
 from centermerge_jax.recipe import Recipe
 
@@ -230,7 +231,7 @@ def _merge(
     )
     output = folder / "merged" / f"{method}.safetensors"
     with progress() as bar:
-        merge(recipe, output, progress=bar)
+        merge(plan(recipe), output, progress=bar)
     return output
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from centermerge_jax.demo.settings import Settings
 from centermerge_jax.methods.task_arithmetic import rest_scales
 from centermerge_jax.progress import Report
-from centermerge_jax.task_vectors import center, combine, subtract
+from centermerge_jax.task_vectors import center, combine, combine_leaves, subtract
 from centermerge_jax.transforms import truncate
 from centermerge_jax.trees import Params
 
@@ -63,12 +63,12 @@ def _candidates(
         yield "task_arithmetic", None, scale, combine(around_base, scale=scale)
     factors = truncate(around_base, rank=1.0)
     without = rest_scales(factors, scale=0.0, rest="mean")
-    yield "truncated_task_arithmetic", 0.0, 0.0, combine(factors, scale=without)
+    yield "truncated_task_arithmetic", 0.0, 0.0, combine_leaves(factors, without)
     for rank in settings.ranks:
         kept = truncate(factors, rank=rank)
         for scale in settings.uncentered_scales:
             scales = rest_scales(kept, scale=scale, rest="mean")
-            params = combine(kept, scale=scales)
+            params = combine_leaves(kept, scales)
             yield "truncated_task_arithmetic", rank, scale, params
     yield "cart", 0.0, 0.0, combine(centered, scale=0.0)
     factors = truncate(centered, rank=1.0)

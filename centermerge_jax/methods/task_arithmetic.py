@@ -5,7 +5,13 @@ from typing import Any, Literal
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.linalg import LowRank, Solver
 from centermerge_jax.ranks import Rank
-from centermerge_jax.task_vectors import Experts, TaskVectors, combine, subtract
+from centermerge_jax.task_vectors import (
+    Experts,
+    TaskVectors,
+    combine,
+    combine_leaves,
+    subtract,
+)
 from centermerge_jax.transforms import truncate
 from centermerge_jax.trees import Params
 from centermerge_jax.views import Views
@@ -49,7 +55,7 @@ def truncated_task_arithmetic(
     base: Params,
     *,
     rank: Rank,
-    scale: float,
+    scale: Any,
     views: Views | None = None,
     rest: Rest = "mean",
     solver: Solver = "auto",
@@ -63,7 +69,7 @@ def truncated_task_arithmetic(
       experts: Fine-tuned parameters of at least one expert.
       base: The parameters that they were fine-tuned from.
       rank: Share of `min(m, n)` in (0, 1], or a number of directions.
-      scale: One number.
+      scale: One number, or an array `[tasks]`.
       views: Which leaves are matrices; `cm.views.auto` by default.
       rest: What becomes of leaves that are no matrices: `mean` takes the experts' mean
         (as CART does, so that only the matrices differ), `sum` adds the whole vectors
@@ -81,11 +87,11 @@ def truncated_task_arithmetic(
       arXiv:2412.12153, where it is the comparison "original task vectors".
     """
     tv = truncate(subtract(experts, base), rank=rank, views=views, solver=solver)
-    return combine(tv, scale=rest_scales(tv, scale=scale, rest=rest), dtype=dtype)
+    return combine_leaves(tv, rest_scales(tv, scale=scale, rest=rest), dtype=dtype)
 
 
-def rest_scales(tv: TaskVectors, *, scale: float, rest: Rest) -> Params:
-    """A scale for each leaf: `scale` for factors, and for the others as `rest` says.
+def rest_scales(tv: TaskVectors, *, scale: Any, rest: Rest) -> list[Any]:
+    """A scale for each leaf in tree order: `scale` for factors, else as `rest` says.
 
     Raises:
       ParameterError: `rest` is none of `sum`, `mean` and `base`.
@@ -94,5 +100,4 @@ def rest_scales(tv: TaskVectors, *, scale: float, rest: Rest) -> Params:
         raise ParameterError(f"rest is one of {', '.join(RESTS)}; got {rest!r}")
     dense = {"sum": scale, "mean": 1.0 / len(tv.tasks), "base": 0.0}[rest]
     deltas = [delta for _, delta in tv.flat().values()]
-    scales = [scale if isinstance(delta, LowRank) else dense for delta in deltas]
-    return tv.with_deltas(scales, zero_sum=False).deltas
+    return [scale if isinstance(delta, LowRank) else dense for delta in deltas]

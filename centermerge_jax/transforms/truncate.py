@@ -3,6 +3,7 @@
 import functools
 import math
 from collections import defaultdict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,22 +62,28 @@ def truncate(
     rank = check_rank(rank)
     if solver not in SOLVERS:
         raise ParameterError(f"solver is one of {', '.join(SOLVERS)}; got {solver!r}")
-    deltas = {name: delta for name, (_, delta) in tv.flat().items()}
+    deltas: dict[str, Any] = {n: delta for n, (_, delta) in tv.flat().items()}
     table = _view_table(tv, deltas, views)
     matrices = {name: view for name, view in table.items() if view is not None}
     check_fits(rank, {name: view.size for name, view in matrices.items()})
 
-    # Leaves that make up one matrix, by the shape of that matrix.
-    groups: dict[tuple[object, ...], dict[str, list[str]]] = defaultdict(dict)
+    # Leaves that make up one matrix; a joined matrix may be called as some leaf is.
+    bundles: dict[tuple[bool, str], list[str]] = defaultdict(list)
     for name, view in matrices.items():
         delta = deltas[name]
         if isinstance(delta, LowRank):
             deltas[name] = _slice(name, delta, resolve_rank(rank, view.size))
         else:
-            group = groups[(*view.joint_shape, delta.dtype)]
-            group.setdefault(view.join.group if view.join else name, []).append(name)
-    for bundles in groups.values():
-        names = list(bundles.values())
+            joined = view.join is not None
+            bundles[joined, view.join.group if view.join else name].append(name)
+    # Matrices of one shape are solved together.
+    groups: dict[tuple[Any, ...], list[list[str]]] = defaultdict(list)
+    for parts in bundles.values():
+        dtypes = {deltas[leaf].dtype for leaf in parts}
+        if len(dtypes) > 1:
+            raise ViewError(f"joined leaves of different types: {', '.join(parts)}")
+        groups[(*matrices[parts[0]].joint_shape, *dtypes)].append(parts)
+    for names in groups.values():
         factors = _factorise(
             tuple(tuple(deltas[leaf] for leaf in parts) for parts in names),
             layouts=tuple(tuple(matrices[leaf] for leaf in parts) for parts in names),
@@ -90,7 +97,7 @@ def truncate(
 
 
 def _view_table(
-    tv: TaskVectors, deltas: dict[str, object], views: Views | None
+    tv: TaskVectors, deltas: dict[str, Any], views: Views | None
 ) -> dict[str, MatrixView | None]:
     """The views to truncate by; those that factors were made with take precedence."""
     stored = {name: d.view for name, d in deltas.items() if isinstance(d, LowRank)}

@@ -55,7 +55,7 @@ def _rule(where: str, table: dict[str, object]) -> Rule:
         ):
             raise ViewError(f"{where}: {key} is a list of axes, got {value!r}")
         wanted = int if key == "ndim" else str
-        if not axes and not isinstance(value, wanted):
+        if not axes and type(value) is not wanted:
             raise ViewError(f"{where}: {key} is a {wanted.__name__}, got {value!r}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     try:

@@ -21,27 +21,37 @@ from centermerge_jax.views.rules import Rule, apply_rules
 _QKV = r"(?:q|k|v|query|key|value|[qkv]_proj)"
 _IN = r"(?i)(?:.*[./])?"  # whatever modules stand above; '.' parts names in PyTorch
 
+_ROOT = r"(?i)(?:(?:params|model|module)[./])*"  # a head stands at the top
+
+# Each speaks of the leaf or of the module right above it, never of whole subtrees: a
+# transformer inside an "embedder" has matrices like any other.
 _NOT_MATRICES = (
-    # Norms, biases and layer scales are vectors unless something stacks them.
     Rule(_IN + r"(?:\w*bias|scale|gamma|beta)"),
-    Rule(_IN + r"\w*(?:norm|ln)(?:_?\w{1,5})?[./](?:weight|scale|kernel)"),
-    # Tables that are looked up, not multiplied, and the convolution that cuts patches.
-    Rule(_IN + r"\w*(?:embed|position|relative_attention_bias)\w*(?:[./].*)?"),
-    Rule(_IN + r"(?:wte|wpe|shared)[./]\w+"),
-    Rule(_IN + r"\w*(?:token|tokens|cls|probe)"),
-    Rule(_IN + r"\w*conv\w*[./](?:kernel|weight)"),
+    # Tables that are looked up, not multiplied.
+    Rule(_IN + r"(?:\w*_)?(?:embed(?:ding)?s?|positions?|tokens?|cls|probe)"),
+    Rule(_IN + r"(?:wte|wpe|shared|relative_attention_bias)[./]\w+"),
+    Rule(_IN + r"(?:\w*_)?embed(?:ding)?s?(?:_\w+)?[./](?:weight|embedding)"),
+    # Convolutions, among them the one that cuts patches.
+    *(Rule(_IN + r"\w*conv\w*[./](?:kernel|weight)", ndim=n) for n in (3, 4, 5)),
+    Rule(_IN + r"\w*(?:patch|stem|downsample)\w*[./](?:.*[./])?kernel", ndim=4),
     Rule(_IN + r"weight", ndim=4),
     # Task heads, and the projections into the shared space of image and text.
-    Rule(_IN + r"(?:heads?|\w*_head|classifier|score|logits|qa_outputs)(?:[./].*)?"),
-    Rule(r"fc[./](?:kernel|weight)"),
-    Rule(_IN + r"(?:visual_projection|text_projection)(?:[./].*)?"),
-    Rule(r"(?:.*visual[./])?proj"),
+    Rule(_ROOT + r"(?:heads?|\w*_head|classifier|score|logits|qa_outputs)(?:[./].*)?"),
+    Rule(_IN + r"(?:lm_head|visual_projection|text_projection)(?:[./]\w+)?"),
+    Rule(_ROOT + r"fc[./](?:kernel|weight)"),
+    Rule(_IN + r"(?:visual[./])proj|(?i:proj)"),
 )
 
 _MATRICES = (
     # Flax attention: `DenseGeneral` kernels with an axis for the heads.
     Rule(_IN + _QKV + r"[./]kernel", rows=(0,), cols=(1, 2), ndim=3),
-    Rule(_IN + r"\w*(?:o|out|proj|output)[./]kernel", rows=(0, 1), cols=(2,), ndim=3),
+    Rule(
+        _IN
+        + r"\w*att(?:n|ention)\w*[./](?:o|out|output|proj|o_proj|out_proj)[./]kernel",
+        rows=(0, 1),
+        cols=(2,),
+        ndim=3,
+    ),
     Rule(_IN + r"\w*qkv\w*[./]kernel", rows=(0,), cols=(1, 2, 3), ndim=4),
     # Dense layers: Flax `(in, out)`, PyTorch `(out, in)`; an SVD does not mind.
     Rule(_IN + r"(?:kernel|weight|\w+_weight)", rows=(0,), cols=(1,), ndim=2),
@@ -131,9 +141,9 @@ def _preset(
     stacked: dict[str, int] = {}
     if scanned is not None:
         stacked = {
-            name: range(len(shape))[layer_axis]
+            name: layer_axis % len(shape)
             for name, shape in shapes.items()
-            if re.fullmatch(scanned, name) and shape
+            if re.fullmatch(scanned, name) and -len(shape) <= layer_axis < len(shape)
         }
         if not stacked:
             names = list(shapes)[:10]
@@ -151,4 +161,31 @@ def _preset(
             s: stacked[name] for s, name in known_as.items() if name in stacked
         },
     )
+    _check_biases(table, {short: shapes[name] for short, name in known_as.items()})
     return {known_as[short]: view for short, view in table.items()}
+
+
+def _check_biases(
+    table: Mapping[str, MatrixView | None], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """A bias tells the outputs of its kernel, and so a layer axis that nobody named."""
+    odd = []
+    for name, view in table.items():
+        bias = shapes.get(re.sub(r"(kernel|weight)$", "bias", name))
+        if view is None or bias is None:
+            continue
+        outputs = [
+            tuple(view.shape[axis] for axis in (*view.batch, *side))
+            for side in (view.rows, view.cols)
+        ]
+        if sorted(bias) not in [sorted(side) for side in outputs]:
+            odd.append(f"{name} {list(view.shape)} has a bias {list(bias)}")
+    if odd:
+        raise ViewError(
+            listing(
+                "{n} kernel{s} seen with other outputs than the bias has",
+                odd,
+                "For leaves stacked over layers use functools.partial(views.auto, "
+                "scanned=REGEX, layer_axis=...), else give rules.",
+            )
+        )

@@ -44,7 +44,7 @@ def resolve(tree: Params, views: Views | None = None) -> dict[str, MatrixView | 
     if isinstance(views, Mapping):
         return _check_table(tree, views)
     if callable(views):
-        return dict(views(tree))
+        return _check_table(tree, views(tree))
     rules, shapes = tuple(views), leaf_shapes(tree)
     table, used = apply_rules(rules, shapes)
     if idle := [repr(rule.pattern) for rule in rules if rule not in used]:
@@ -52,7 +52,7 @@ def resolve(tree: Params, views: Views | None = None) -> dict[str, MatrixView | 
         more = f" and {len(matrices) - 10} more" if len(matrices) > 10 else ""
         raise ViewError(
             listing(
-                "{n} view rule{s} without a matching leaf",
+                "{n} view rule{s} without a matching leaf that no earlier rule took",
                 idle,
                 f"Leaves of two or more axes: {', '.join(matrices[:10])}{more}",
             )

@@ -84,7 +84,12 @@ class Rule:
         if self.join is not None:
             match = re.fullmatch(self.pattern, name)
             assert match is not None  # the caller matched it
-            join = Join(match.expand(self.join), self.side)
+            try:
+                join = Join(match.expand(self.join), self.side)
+            except (re.error, IndexError) as error:
+                raise ViewError(
+                    f"view rule {self.pattern!r}: join {self.join!r}: {error}"
+                ) from None
         return MatrixView(tuple(shape), rows, cols, batch, join)
 
 

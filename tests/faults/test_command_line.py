@@ -17,10 +17,7 @@ from centermerge_jax.cli import main
 
 GOOD = ("--rank", "0.25", "--scale", "1.5")
 KERNEL = "blocks/0/mlp/fc1/kernel"
-CURE = (
-    "Take what is not shared (task heads) out of the merge, on the command line with "
-    "--exclude or --keep."
-)
+CURE = "What is not shared (task heads) can be left out: --exclude, --keep."
 
 
 def changed(**leaves):
@@ -107,6 +104,12 @@ def base_of_another_model(folder):
     return paths
 
 
+def bad_head(folder):
+    """An expert whose head, which is kept, is not finite."""
+    head = np.full((2, 2), np.nan, np.float32)
+    return write_safetensors(folder, dtd={"head/kernel": head})
+
+
 BAD = {
     # structure
     "missing leaf": (leaf(None), GOOD, f"dtd: missing {KERNEL}"),
@@ -118,7 +121,11 @@ BAD = {
     ),
     "other dtype": (leaf(np.ones((16, 48), np.float16)), GOOD, "is float16[16, 48]"),
     "integers that differ": (changed(steps=np.int32(8)), GOOD, "dtd: steps (int32[])"),
-    "float64": (leaf(np.ones((16, 48))), GOOD, "is float64[16, 48]: switch on jax"),
+    "float64": (
+        leaf(np.ones((16, 48))),
+        GOOD,
+        "switch on jax_enable_x64 (JAX_ENABLE_X64=1)",
+    ),
     "not a number": (
         leaf(nan()),
         GOOD,
@@ -141,6 +148,11 @@ BAD = {
         leaf(nan(1, 3e38)),
         (*GOOD, "--dtype", "float16"),
         f"the merged model: non-finite values in {KERNEL}",
+    ),
+    "not a number in what is kept": (
+        bad_head,
+        (*GOOD, "--keep", "head.*", "--keep-from", "dtd"),
+        "dtd: non-finite values in head/kernel (4 NaN, 0 inf)",
     ),
     # files
     "truncated file": (spoiled(lambda b: b[:-10]), GOOD, "dtd.safetensors"),
@@ -206,7 +218,7 @@ BAD = {
     "unmatched view rule": (
         write_safetensors,
         (*GOOD, "--views", "{}/views.toml"),
-        "1 view rule without a matching leaf: 'nothing'",
+        "1 view rule without a matching leaf that no earlier rule took: 'nothing'",
     ),
     "unmatched exclude": (
         write_safetensors,
@@ -229,6 +241,21 @@ BAD = {
         "--exclude (",
     ),
     "nothing left": (write_safetensors, (*GOOD, "--exclude", ".*"), "nothing to merge"),
+    "a name without a path": (
+        lambda f: ["a=", *write_safetensors(f)],
+        GOOD,
+        "NAME=PATH",
+    ),
+    "a join that is none": (
+        write_safetensors,
+        (*GOOD, "--views", "{}/join.toml"),
+        "rule '.*fc1/kernel': join",
+    ),
+    "one file as a folder": (
+        write_safetensors,
+        (*GOOD, "--format", "safetensors"),
+        "must",
+    ),
     "unknown format": (
         write_safetensors,
         (*GOOD, "--format", "zip"),
@@ -242,6 +269,9 @@ def test_bad_input(kind, tmp_path, capsys):
     make, flags, message = BAD[kind]
     (tmp_path / "views.toml").write_text(
         '[[rule]]\npattern = "nothing"\n[[rule]]\npattern = ".*"\n'
+    )
+    (tmp_path / "join.toml").write_text(
+        '[[rule]]\npattern = ".*fc1/kernel"\nrows = [0]\ncols = [-1]\njoin = "\\\\3"\n'
     )
     paths = make(tmp_path)
     before = sorted(tmp_path.rglob("*"))

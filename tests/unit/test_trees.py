@@ -101,8 +101,7 @@ def test_every_difference_is_listed():
         "  b: n (int32[]) has other values; only floating leaves are merged\n"
         "  c: missing k\n"
         "  c: extra x\n"
-        "Take what is not shared (task heads) out of the merge, on the command line "
-        "with --exclude or --keep."
+        "What is not shared (task heads) can be left out: --exclude, --keep."
     )
 
 

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,6 +71,13 @@ FLAX_AND_TORCH = {
     # nnx.State from a file
     "encoder/0/attn/query/kernel/value": ((8, 2, 4), (1, 8, 8)),
     "encoder/0/norm/bias/value": ((8,), None),
+    # Modules with names that only sound like something else
+    "enc/attn/heads/0/kernel": ((8, 8), (1, 8, 8)),
+    "embedder/blocks/0/attn/q/kernel": ((8, 8), (1, 8, 8)),
+    "time_embedding/linear_1/kernel": ((8, 8), (1, 8, 8)),
+    "composition/kernel": ((8, 8), (1, 8, 8)),
+    "normal/kernel": ((8, 8), (1, 8, 8)),
+    "conv_mlp/kernel": ((8, 8), (1, 8, 8)),
     # Equinox
     "layers/0/weight": ((4, 8), (1, 4, 8)),
 }
@@ -80,6 +88,54 @@ def test_auto(name):
     shape, matrices = FLAX_AND_TORCH[name]
     (row,) = cm.views.rows({name: np.zeros(shape, np.float32)}, rank=1)
     assert row.matrices == matrices
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp/up_proj/kernel", "mlp/fc1/kernel", "h/mlp/c_proj/kernel"]
+)
+def test_auto_does_not_take_a_layer_axis_for_heads(name):
+    with pytest.raises(cm.ViewError, match="without a view rule"):
+        cm.views.auto({name: np.zeros((3, 8, 16), np.float32)})
+
+
+def test_a_bias_gives_a_forgotten_layer_axis_away():
+    tree = shapes(**{"attn/q/kernel": (3, 8, 8), "attn/q/bias": (3, 8)})
+    with pytest.raises(
+        cm.ViewError, match=r"attn/q/kernel \[3, 8, 8\] has a bias \[3, 8\]"
+    ):
+        cm.views.auto(tree)
+    table = functools.partial(cm.views.auto, scanned=".*")(tree)
+    assert table["attn/q/kernel"].batch == (0,)
+
+
+def test_a_preset_of_ones_own_is_checked():
+    tree = shapes(kernel=(4, 4), more=(4, 4))
+    with pytest.raises(cm.ViewError, match="more: not in the table"):
+        resolve(tree, lambda t: {"kernel": None})
+    with pytest.raises(cm.ViewError, match="zz: not in the tree"):
+        resolve(tree, lambda t: {"kernel": None, "more": None, "zz": None})
+
+
+def test_shapes_are_enough():
+    tree = {"kernel": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
+    assert resolve(tree)["kernel"].size == 4
+
+
+def test_a_joint_matrix_may_be_called_as_a_leaf_is():
+    rng = np.random.default_rng(0)
+    trees = [
+        {n: np.float32(rng.normal(size=(4, 8))) for n in ("q", "k", "qk")}
+        for _ in range(3)
+    ]
+    rules = [
+        Rule("([qk])", rows=(0,), cols=(1,), join="qk"),
+        Rule("qk", rows=(0,), cols=(1,)),
+    ]
+    joined = cm.cart(trees, rank=2, scale=1.0, views=rules)
+    alone = cm.cart(
+        [{"qk": t["qk"]} for t in trees], rank=2, scale=1.0, views=rules[1:]
+    )
+    np.testing.assert_allclose(joined["qk"], alone["qk"], atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 4), (2, 3, 4, 5)])
@@ -113,10 +169,11 @@ def test_a_rule_that_matches_nothing_is_an_error():
     with pytest.raises(cm.ViewError) as caught:
         resolve(tree, rules)
     assert str(caught.value) == (
-        "2 view rules without a matching leaf:\n  'kernal'\n  'kernel'\n"
+        "2 view rules without a matching leaf that no earlier rule took:\n"
+        "  'kernal'\n  'kernel'\n"
         "Leaves of two or more axes: kernel"
     )
-    with pytest.raises(cm.ViewError, match="without a matching leaf: 'bias'"):
+    with pytest.raises(cm.ViewError, match="earlier rule took: 'bias'"):
         resolve(tree, [Rule("kernel"), Rule("bias", rows=(0,), cols=(1,))])
 
 
@@ -125,6 +182,7 @@ def test_a_rule_that_matches_nothing_is_an_error():
     [
         ({"pattern": "(", "rows": (0,), "cols": (1,)}, "missing \\), unterminated"),
         ({"pattern": "k", "rows": (0,)}, "a matrix has rows and columns"),
+        ({"pattern": "k", "rows": (0,), "cols": (1,), "join": r"\3"}, "join .*group"),
         ({"pattern": "k", "rows": (0,), "cols": (0,)}, "name each of its 2 axes once"),
         (
             {"pattern": "k", "rows": (0,), "cols": (1,), "batch": (2,)},
@@ -209,6 +267,7 @@ def test_rules_from_a_file(tmp_path):
         ('[[rule]]\npattern = "a"\nrow = [0]', "rule 1: needs 'pattern' and may have"),
         ('[[rule]]\npattern = "a"\nrows = 0', "rows is a list of axes, got 0"),
         ('[[rule]]\npattern = "a"\nndim = "2"', "ndim is a int, got '2'"),
+        ('[[rule]]\npattern = "a"\nndim = true', "ndim is a int, got True"),
         ('[[rule]]\npattern = "("', "rule 1: view rule '\\('"),
     ],
 )
