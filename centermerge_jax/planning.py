@@ -6,7 +6,6 @@ kept and left out) is checked here, so that a merge fails in the first second or
 
 import difflib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ import jax
 import numpy as np
 
 from centermerge_jax.checkpoints import Checkpoint, open_checkpoint
-from centermerge_jax.errors import ParameterError, listing
+from centermerge_jax.errors import ParameterError
+from centermerge_jax.leaf_selection import Leaves, sort_leaves
 from centermerge_jax.linalg import SOLVERS
 from centermerge_jax.methods import METHODS, RESTS, Method
 from centermerge_jax.ranks import check_fits, check_rank
@@ -25,21 +25,6 @@ from centermerge_jax.trees import align, compute_dtype, dtype_of, is_merged
 from centermerge_jax.views import MatrixView, Row, Table, load, resolve, rows
 
 _RUNTIME = 300e6  # bytes that Python and JAX take before any tensor is there
-
-
-@dataclass(frozen=True)
-class Leaves:
-    """What becomes of the leaves of all models.
-
-    Attributes:
-      merged: Names of those that are merged.
-      kept: Names of those that are copied from the model of `keep_from`.
-      left_out: Names of those that are not in the output.
-    """
-
-    merged: tuple[str, ...]
-    kept: tuple[str, ...]
-    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -103,7 +88,7 @@ def plan(recipe: Recipe) -> Plan:
         elif recipe.keep_from != "base":
             warnings.append(f"{recipe.method} takes no base; --base is not used")
     keeper = base if recipe.keep_from == "base" else experts.get(recipe.keep_from or "")
-    leaves = _sort_leaves(recipe, experts, base, keeper)
+    leaves = sort_leaves(recipe, experts, base, keeper)
 
     headers = {
         name: _header(checkpoint, leaves.merged, recipe)
@@ -212,67 +197,6 @@ def _open_experts(recipe: Recipe) -> dict[str, Checkpoint]:
             )
         experts[name] = checkpoint
     return dict(sorted(experts.items()))
-
-
-def _sort_leaves(
-    recipe: Recipe,
-    experts: Mapping[str, Checkpoint],
-    base: Checkpoint | None,
-    keeper: Checkpoint | None,
-) -> Leaves:
-    """Which leaves are merged, kept from one model, and left out."""
-    if bool(recipe.keep) != (recipe.keep_from is not None):
-        raise ParameterError(
-            "--keep REGEX and --keep-from NAME go together: which leaves, and whose"
-        )
-    if recipe.keep_from is not None and keeper is None:
-        names = ", ".join([*experts, *(["base"] if base else [])])
-        raise ParameterError(
-            f"--keep-from {recipe.keep_from}: no such model, there are {names}"
-        )
-    models = [*experts.values(), *([base] if base else [])]
-    everywhere = list(dict.fromkeys(leaf for model in models for leaf in model.leaves))
-    excluded = set(_matching("--exclude", recipe.exclude, everywhere))
-    kept = _matching("--keep", recipe.keep, list(keeper.leaves) if keeper else [])
-    # What is kept of one model is not merged, whoever else has leaves of that kind.
-    out = excluded | {x for x in everywhere if _any_match(recipe.keep, x)}
-    merged = dict.fromkeys(
-        x for e in experts.values() for x in e.leaves if x not in out
-    )
-    if not merged:
-        raise ParameterError("--exclude and --keep leave nothing to merge")
-    kept = tuple(leaf for leaf in kept if leaf not in excluded)
-    return Leaves(tuple(merged), kept, tuple(sorted(out - set(kept))))
-
-
-def _any_match(patterns: Sequence[str], name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
-
-
-def _matching(
-    flag: str, patterns: Sequence[str], names: Sequence[str]
-) -> tuple[str, ...]:
-    """The names that match any of the patterns; each pattern has to match one."""
-    found: dict[str, None] = {}
-    idle = []
-    for pattern in patterns:
-        try:
-            matches = [name for name in names if re.fullmatch(pattern, name)]
-        except re.error as error:
-            raise ParameterError(f"{flag} {pattern}: {error}") from None
-        if not matches:
-            idle.append(pattern)
-        found.update(dict.fromkeys(matches))
-    if idle:
-        some = ", ".join(names[-5:])
-        raise ParameterError(
-            listing(
-                f"{flag}: {{n}} pattern{{s}} without a matching leaf",
-                idle,
-                f"A pattern matches whole names, such as {some}",
-            )
-        )
-    return tuple(found)
 
 
 def _header(

@@ -12,18 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from centermerge_jax.errors import ParameterError, StructureError
 from centermerge_jax.linalg import LowRank
+from centermerge_jax.scales import leaf_scales
 from centermerge_jax.trees import (
     X64,
     Params,
     align,
     compute_dtype,
     dtype_of,
-    is_array,
     is_merged,
     named_experts,
     named_leaves,
@@ -157,7 +156,7 @@ def combine(tv: TaskVectors, *, scale: Any, dtype: Any = None) -> Params:
       >>> combine(tv, scale=0.5)
       {'w': Array([1. , 1.5], dtype=float32)}
     """
-    return combine_leaves(tv, _scales(tv, scale), dtype=dtype)
+    return combine_leaves(tv, leaf_scales(scale, tv.origin, tv.tasks), dtype=dtype)
 
 
 def combine_leaves(
@@ -334,61 +333,3 @@ def _task_index(tv: TaskVectors, task: str | int) -> int:
     raise ParameterError(
         f"no task {task!r}: there are {', '.join(tv.tasks)}, numbered from 0"
     )
-
-
-def _scales(tv: TaskVectors, scale: Any) -> list[Any]:
-    """The scale of every leaf: a number, or an array in the order of the tasks."""
-    by_task = False
-
-    def per_task(x: Any) -> bool:
-        nonlocal by_task
-        found = isinstance(x, Mapping) and x.keys() == set(tv.tasks)
-        by_task |= found
-        return found
-
-    try:
-        prefix = jax.tree.broadcast(scale, tv.origin, is_leaf=per_task)
-        values = jax.tree.structure(tv.origin).flatten_up_to(prefix)
-    except ValueError as error:
-        raise ParameterError(
-            f"scale is a number, a mapping from each of the tasks "
-            f"({', '.join(tv.tasks)}), an array of {len(tv.tasks)}, or a tree prefix "
-            f"of the parameters: {error}"
-        ) from None
-    if by_task and (node := _node_with_keys(tv.origin, set(tv.tasks))) is not None:
-        raise ParameterError(
-            f"parameters at {node or 'the top'!r} have the names of the tasks, so a "
-            "mapping as scale could mean either: give arrays in the order of the tasks"
-        )
-    names = named_leaves(tv.origin)
-    return [
-        _checked_scale(tv, name, value)
-        for name, value in zip(names, values, strict=True)
-    ]
-
-
-def _node_with_keys(tree: Params, keys: set[str]) -> str | None:
-    """The name of a node whose children have exactly these names, if there is one."""
-    children: dict[str, set[str]] = {}
-    for name in named_leaves(tree):
-        parts = name.split("/")
-        for depth, part in enumerate(parts):
-            children.setdefault("/".join(parts[:depth]), set()).add(part)
-    return next((node for node, found in children.items() if found == keys), None)
-
-
-def _checked_scale(tv: TaskVectors, leaf: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        kind = jnp.result_type(float)
-        value = jnp.stack([jnp.asarray(value[task], kind) for task in tv.tasks])
-    shape = np.shape(value)
-    if not is_array(value) or jnp.issubdtype(dtype_of(value), jnp.complexfloating):
-        raise ParameterError(f"scale for {leaf} is a real number, got {value!r}")
-    if shape not in ((), (len(tv.tasks),)):
-        raise ParameterError(
-            f"scale for {leaf} has shape {list(shape)}: it is one number, or one for "
-            f"each of the {len(tv.tasks)} tasks"
-        )
-    if not isinstance(value, Tracer) and not np.all(np.isfinite(value)):
-        raise ParameterError(f"scale for {leaf} is not finite: {value}")
-    return value

@@ -336,6 +336,13 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 """
 
 
+# Where tests run in the background of a shell, SIGINT is ignored from the start.
+LISTEN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+
+
 def run(*arguments, before="", **kwargs):
     program = before + "from centermerge_jax.cli import main; main()"
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | kwargs
@@ -351,7 +358,7 @@ def big_experts(folder):
     paths = []
     for name in ("cars", "dtd", "mnist"):
         leaves = {
-            f"mlp/{i}/kernel": rng.normal(size=(1200, 1200)).astype(np.float32)
+            f"mlp/{i}/kernel": rng.normal(size=(1000, 1000)).astype(np.float32)
             for i in range(6)
         }
         save_file(leaves, folder / f"{name}.safetensors")
@@ -363,7 +370,9 @@ def test_interrupted_in_the_middle(tmp_path):
     paths = big_experts(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     solver = ("--solver", "exact", "--rank", "0.5", "--scale", "1")
-    process = run("merge", *paths, "-o", f"{tmp_path}/out.safetensors", *solver)
+    process = run(
+        "merge", *paths, "-o", f"{tmp_path}/out.safetensors", *solver, before=LISTEN
+    )
     time.sleep(3)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=180)
