@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MergeError as error:
         sys.exit(_fail(str(error)))
     except KeyboardInterrupt:
-        print("interrupted; no output was written", file=sys.stderr)
+        print("interrupted; nothing is left half-written", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone: not worth a message.

@@ -377,7 +377,7 @@ def test_interrupted_in_the_middle(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=180)
     assert process.returncode == 130
-    assert error == "interrupted; no output was written\n"
+    assert error == "interrupted; nothing is left half-written\n"
     assert sorted(tmp_path.rglob("*")) == before
 
 
