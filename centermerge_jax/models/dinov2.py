@@ -207,5 +207,5 @@ def _params(tensors: dict[str, Float[np.ndarray, "..."]]) -> Params:
         "norm": norm("layernorm"),
     }
     if missing:
-        raise DataError(listing(f"{{n}} tensors of {MEMBER} do not fit:", missing))
+        raise DataError(listing(f"{{n}} unfit tensor{{s}} in {MEMBER}", missing))
     return params

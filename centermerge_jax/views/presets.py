@@ -39,7 +39,8 @@ _NOT_MATRICES = (
     Rule(_ROOT + r"(?:heads?|\w*_head|classifier|score|logits|qa_outputs)(?:[./].*)?"),
     Rule(_IN + r"(?:lm_head|visual_projection|text_projection)(?:[./]\w+)?"),
     Rule(_ROOT + r"fc[./](?:kernel|weight)"),
-    Rule(_IN + r"(?:visual[./])proj|(?i:proj)"),
+    Rule(_IN + r"visual[./]proj"),
+    Rule("proj"),
 )
 
 _MATRICES = (
@@ -57,29 +58,16 @@ _MATRICES = (
     Rule(_IN + r"(?:kernel|weight|\w+_weight)", rows=(0,), cols=(1,), ndim=2),
 )
 
-_JOINED = (
+_JOINED = tuple(
     Rule(
-        rf"(?i)((?:.*[./])?){_QKV}[./]kernel",
+        rf"(?i)((?:.*[./])?){_QKV}[./]{leaf}",
         rows=(0,),
-        cols=(1, 2),
-        ndim=3,
+        cols=cols,
+        ndim=1 + len(cols),
         join=r"\1qkv",
-    ),
-    Rule(
-        rf"(?i)((?:.*[./])?){_QKV}[./]kernel",
-        rows=(0,),
-        cols=(1,),
-        ndim=2,
-        join=r"\1qkv",
-    ),
-    Rule(
-        rf"(?i)((?:.*[./])?){_QKV}[./]weight",
-        rows=(0,),
-        cols=(1,),
-        ndim=2,
-        join=r"\1qkv",
-        side="rows",
-    ),
+        side="rows" if leaf == "weight" else "cols",  # PyTorch has outputs as rows
+    )
+    for leaf, cols in (("kernel", (1, 2)), ("kernel", (1,)), ("weight", (1,)))
 )
 
 
