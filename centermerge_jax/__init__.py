@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from centermerge_jax.errors import StructureError as StructureError
     from centermerge_jax.errors import ViewError as ViewError
     from centermerge_jax.linalg import LowRank as LowRank
+    from centermerge_jax.linalg import SvdReport as SvdReport
+    from centermerge_jax.linalg import recorded_solves as recorded_solves
+    from centermerge_jax.linalg import svd_report as svd_report
     from centermerge_jax.linalg import truncated_svd as truncated_svd
     from centermerge_jax.methods import METHODS as METHODS
     from centermerge_jax.methods import cart as cart
@@ -52,13 +55,16 @@ _HOMES = {
     "MergeError": "errors",
     "ParameterError": "errors",
     "StructureError": "errors",
+    "SvdReport": "linalg",
     "TaskVectors": "task_vectors",
     "ViewError": "errors",
     "cart": "methods",
     "center": "task_vectors",
     "combine": "task_vectors",
+    "recorded_solves": "linalg",
     "select": "task_vectors",
     "subtract": "task_vectors",
+    "svd_report": "linalg",
     "task_arithmetic": "methods",
     "truncate": "transforms",
     "truncated_svd": "linalg",
@@ -76,13 +82,16 @@ __all__ = [
     "MergeError",
     "ParameterError",
     "StructureError",
+    "SvdReport",
     "TaskVectors",
     "ViewError",
     "cart",
     "center",
     "combine",
+    "recorded_solves",
     "select",
     "subtract",
+    "svd_report",
     "task_arithmetic",
     "truncate",
     "truncated_svd",

@@ -22,6 +22,7 @@ from centermerge_jax.checkpoints import (
     save,
 )
 from centermerge_jax.errors import CheckpointError, listing
+from centermerge_jax.linalg import recorded_solves
 from centermerge_jax.planning import Plan, cast, find_method
 from centermerge_jax.progress import Report, silent
 from centermerge_jax.recipe import Recipe
@@ -61,7 +62,8 @@ def merge(
     progress("merging", 0.0)
     method = find_method(recipe.method)
     base = (trees.pop("base"),) if method.needs_base else ()
-    result = method.function(trees, *base, **todo.hyperparameters)
+    with recorded_solves() as solves:
+        result = method.function(trees, *base, **todo.hyperparameters)
     merged = {
         name: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
         for name, leaf in result.items()
@@ -86,6 +88,7 @@ def merge(
         command=command,
     )
     manifest["warnings"] = list(todo.warnings)
+    manifest["solves"] = [dataclasses.asdict(solve) for solve in solves]
     save(merged, output, manifest=manifest, template=template, format=format)
     progress("writing", 1.0)
     return manifest

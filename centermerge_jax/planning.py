@@ -7,7 +7,7 @@ kept and left out) is checked here, so that a merge fails in the first second or
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from centermerge_jax.checkpoints import Checkpoint, open_checkpoint
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.leaf_selection import Leaves, sort_leaves
-from centermerge_jax.linalg import SOLVERS
+from centermerge_jax.linalg import MEMORY, SOLVERS, Solver, choose_solver
 from centermerge_jax.methods import METHODS, RESTS, Method
 from centermerge_jax.ranks import check_fits, check_rank
 from centermerge_jax.recipe import DTYPES, Recipe
@@ -102,7 +102,10 @@ def plan(recipe: Recipe) -> Plan:
         table = resolve(first, hyperparameters["views"])
         sizes = {name: view.size for name, view in table.items() if view is not None}
         check_fits(hyperparameters["rank"], sizes)
-        lines = rows(first, table, rank=hyperparameters["rank"])
+        lines = _with_solver(
+            rows(first, table, rank=hyperparameters["rank"]),
+            hyperparameters.get("solver", "auto"),
+        )
     held = _header(keeper, leaves.kept, recipe) if keeper else {}
     kept = sum(keeper.leaves[name].nbytes for name in leaves.kept) if keeper else 0
     read = kept + sum(
@@ -232,20 +235,31 @@ def _output_bytes(recipe: Recipe, leaf: Any) -> int:
     return np.size(leaf) * np.dtype(cast).itemsize
 
 
+def _with_solver(lines: Sequence[Row], solver: Solver) -> list[Row]:
+    """The rows with the solver that each matrix goes to."""
+    chosen = []
+    for row in lines:
+        if row.matrices is not None and row.rank is not None:
+            size = min(row.matrices[1:])
+            auto = choose_solver(row.rank, size)
+            row = replace(row, solver=auto if solver == "auto" else solver)  # noqa: PLW2901
+        chosen.append(row)
+    return chosen
+
+
 def _peak_bytes(
     files: int, header: Mapping[str, Any], tasks: int, table: Sequence[Row]
 ) -> int:
-    """Inputs and output, float32 deltas and origin, and one group in factorisation."""
-    merged = sum(np.size(leaf) for leaf in header.values() if is_merged(leaf))
-    groups: dict[tuple[int, int], float] = {}
-    factors = 0.0
+    """Inputs and output, and what a method holds beside them, in float32."""
+    sizes = [np.size(leaf) for leaf in header.values() if is_merged(leaf)]
+    if not table:  # all task vectors at once
+        return int(_RUNTIME + files + 4 * sum(sizes) * (tasks + 2))
+    shapes: dict[tuple[int, int], int] = {}
     for row in table:
-        if row.matrices is not None and row.rank is not None:
+        if row.matrices is not None:
             m, n = row.matrices[1:]
-            numbers = math.prod(row.shape) * tasks
-            groups[m, n] = groups.get((m, n), 0.0) + numbers
-            factors += numbers * row.rank * (m + n) / (m * n)
-    # The deltas of a group are joined, stacked and scaled, and its factors are made
-    # twice: as solved and as cut into leaves.
-    solving = 3 * max(groups.values(), default=0.0) + 2 * factors
-    return int(_RUNTIME + files + 4 * (merged * (tasks + 2) + solving))
+            shapes[m, n] = shapes.get((m, n), 0) + math.prod(row.shape)
+    # Part by part: the task vectors of a part, as much stacked, and work space.
+    largest = 12 * tasks * max(sizes, default=0)
+    part = 12 * tasks * max(shapes.values(), default=0)
+    return int(_RUNTIME + files + max(largest, min(MEMORY, part)))

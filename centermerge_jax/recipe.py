@@ -25,7 +25,8 @@ class Recipe:
         their mean, the sum of their task vectors, or the base.
       views: Which leaves are matrices: auto, fused (queries, keys and values as one),
         or a TOML file of rules.
-      solver: auto, exact (full SVD), or gram (eigenvectors of the Gram matrix).
+      solver: auto, exact (full SVD), gram (eigenvectors of the Gram matrix), or
+        subspace (block iteration on it).
       dtype: Type of the floating leaves of the output: float32, bfloat16, float16 or
         float64. By default the experts' own, and then all experts need the same.
       path: Where the parameters lie inside Orbax directories, such as params or

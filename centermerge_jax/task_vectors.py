@@ -259,27 +259,28 @@ def _task_vectors(
 
 @jax.jit
 def _center_leaf(
-    leaves: tuple[Float[Array, "*shape"], ...],
+    leaves: tuple[Float[Array | np.ndarray, "*shape"], ...],
 ) -> tuple[Float[Array, "*shape"], Float[Array, "tasks *shape"]]:
-    x = _stack(leaves)
+    first, *others = _widened(leaves)
     # Relative to one expert, differences of similar numbers are exact and the mean
-    # loses nothing; equal experts are their own mean to the last bit.
-    offsets = x - x[:1]
-    mean = jnp.mean(offsets, axis=0)
-    return x[0] + mean, offsets - mean[None]
+    # loses nothing; equal experts are their own mean to the last bit. Written leaf by
+    # leaf, not on their stack, XLA does it in two passes over the memory.
+    offset = sum((x - first for x in others), jnp.zeros_like(first)) / len(leaves)
+    deltas = [(x - first) - offset for x in (first, *others)]
+    return first + offset, jnp.stack(deltas)
 
 
 @jax.jit
 def _subtract_leaf(
-    leaves: tuple[Float[Array, "*shape"], ...],
+    leaves: tuple[Float[Array | np.ndarray, "*shape"], ...],
 ) -> tuple[Float[Array, "*shape"], Float[Array, "tasks *shape"]]:
-    x = _stack(leaves)  # the base is the last one
-    return x[-1], x[:-1] - x[-1:]
+    *experts, base = _widened(leaves)
+    return base, jnp.stack([x - base for x in experts])
 
 
-def _stack(leaves: tuple[Any, ...]) -> Float[Array, "tasks *shape"]:
+def _widened(leaves: tuple[Any, ...]) -> list[Float[Array, "*shape"]]:
     dtype = compute_dtype(dtype_of(leaves[0]))
-    return jnp.stack([jnp.asarray(leaf).astype(dtype) for leaf in leaves])
+    return [jnp.asarray(leaf).astype(dtype) for leaf in leaves]
 
 
 @jax.jit

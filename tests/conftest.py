@@ -9,8 +9,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import pytest
+import threadpoolctl
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Test processes side by side: threads of one's BLAS would wait for the other's.
+threadpoolctl.threadpool_limits(1, user_api="blas")
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from centermerge_jax.linalg import Solver
+from centermerge_jax.linalg import MEMORY, Solver
+from centermerge_jax.methods.truncated import merge_truncated
 from centermerge_jax.ranks import Rank
-from centermerge_jax.task_vectors import Experts, center, combine
-from centermerge_jax.transforms import truncate
-from centermerge_jax.trees import Params
+from centermerge_jax.scales import leaf_scales
+from centermerge_jax.task_vectors import Experts, center
+from centermerge_jax.trees import Params, named_experts, named_leaves
 from centermerge_jax.views import Views
 
 
@@ -18,12 +19,19 @@ def cart(
     views: Views | None = None,
     solver: Solver = "auto",
     dtype: Any = None,
+    memory: int = MEMORY,
 ) -> Params:
     """Merges experts around their mean, by the top singular directions of each matrix.
 
         theta = mean + scale * sum_t SVD_k(theta_t - mean)
 
-    Leaves that are no matrices come out as the plain mean.
+    Leaves that are no matrices come out as the plain mean. It is
+
+        tv = cm.truncate(cm.center(experts), rank=rank, views=views)
+        params = cm.combine(tv, scale=scale)
+
+    done a few matrices at a time, so that beside the experts and the result only
+    `memory` is needed; write the two lines to keep the factors, for other scales.
 
     Args:
       experts: Fine-tuned parameters, best of three or more experts of one base.
@@ -34,6 +42,7 @@ def cart(
       views: Which leaves are matrices; `cm.views.auto` by default.
       solver: As for `cm.truncated_svd`.
       dtype: Type of the result; the experts' by default.
+      memory: Bytes for task vectors and work space at a time.
 
     Returns:
       Parameters like those of one expert.
@@ -59,5 +68,18 @@ def cart(
       Choi et al., "Revisiting Weight Averaging for Model Merging", 2024,
       arXiv:2412.12153.
     """
-    tv = truncate(center(experts), rank=rank, views=views, solver=solver)
-    return combine(tv, scale=scale, dtype=dtype)
+    named = named_experts(experts)
+    first = next(iter(named.values()))
+    by_leaf = dict(
+        zip(named_leaves(first), leaf_scales(scale, first, tuple(named)), strict=True)
+    )
+    return merge_truncated(
+        center,
+        named,
+        rank=rank,
+        scales=lambda tv: [by_leaf[name] for name in tv.flat()],
+        views=views,
+        solver=solver,
+        dtype=dtype,
+        memory=memory,
+    )

@@ -3,17 +3,11 @@
 from typing import Any, Literal
 
 from centermerge_jax.errors import ParameterError
-from centermerge_jax.linalg import LowRank, Solver
+from centermerge_jax.linalg import MEMORY, LowRank, Solver
+from centermerge_jax.methods.truncated import merge_truncated
 from centermerge_jax.ranks import Rank
-from centermerge_jax.task_vectors import (
-    Experts,
-    TaskVectors,
-    combine,
-    combine_leaves,
-    subtract,
-)
-from centermerge_jax.transforms import truncate
-from centermerge_jax.trees import Params
+from centermerge_jax.task_vectors import Experts, TaskVectors, combine, subtract
+from centermerge_jax.trees import Params, named_experts
 from centermerge_jax.views import Views
 
 Rest = Literal["sum", "mean", "base"]
@@ -60,6 +54,7 @@ def truncated_task_arithmetic(
     rest: Rest = "mean",
     solver: Solver = "auto",
     dtype: Any = None,
+    memory: int = MEMORY,
 ) -> Params:
     """Task arithmetic with truncated vectors: CART without the centring, its control.
 
@@ -76,6 +71,7 @@ def truncated_task_arithmetic(
         with the same scale, `base` leaves them pretrained.
       solver: As for `cm.truncated_svd`.
       dtype: Type of the result; the experts' by default.
+      memory: Bytes for task vectors and work space at a time.
 
     Raises:
       StructureError: The trees are not the same.
@@ -86,8 +82,22 @@ def truncated_task_arithmetic(
       Choi et al., "Revisiting Weight Averaging for Model Merging", 2024,
       arXiv:2412.12153, where it is the comparison "original task vectors".
     """
-    tv = truncate(subtract(experts, base), rank=rank, views=views, solver=solver)
-    return combine_leaves(tv, rest_scales(tv, scale=scale, rest=rest), dtype=dtype)
+    _check_rest(rest)
+    trees = named_experts(experts)
+    tasks = tuple(trees)
+    # Whatever an expert is called, the base needs a name that is not taken.
+    name = "base" if "base" not in trees else "the base"
+    return merge_truncated(
+        lambda part: subtract({task: part[task] for task in tasks}, part[name]),
+        trees | {name: base},
+        rank=rank,
+        scales=lambda tv: rest_scales(tv, scale=scale, rest=rest),
+        views=views,
+        solver=solver,
+        dtype=dtype,
+        memory=memory,
+        any_dtype=(name,),
+    )
 
 
 def rest_scales(tv: TaskVectors, *, scale: Any, rest: Rest) -> list[Any]:
@@ -96,8 +106,12 @@ def rest_scales(tv: TaskVectors, *, scale: Any, rest: Rest) -> list[Any]:
     Raises:
       ParameterError: `rest` is none of `sum`, `mean` and `base`.
     """
-    if rest not in RESTS:
-        raise ParameterError(f"rest is one of {', '.join(RESTS)}; got {rest!r}")
+    _check_rest(rest)
     dense = {"sum": scale, "mean": 1.0 / len(tv.tasks), "base": 0.0}[rest]
     deltas = [delta for _, delta in tv.flat().values()]
     return [scale if isinstance(delta, LowRank) else dense for delta in deltas]
+
+
+def _check_rest(rest: str) -> None:
+    if rest not in RESTS:
+        raise ParameterError(f"rest is one of {', '.join(RESTS)}; got {rest!r}")

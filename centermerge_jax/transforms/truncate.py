@@ -1,25 +1,29 @@
 """Keep the leading singular directions of every matrix of every task vector."""
 
 import functools
-import math
-from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from centermerge_jax.errors import ParameterError, ViewError
 from centermerge_jax.linalg import (
     MEMORY,
-    SOLVERS,
+    TOLERANCE,
     LowRank,
+    Solved,
     Solver,
-    truncated_svd,
+    check_solver,
+    on_host,
+    solve,
 )
 from centermerge_jax.ranks import Rank, check_fits, check_rank, resolve_rank
 from centermerge_jax.task_vectors import TaskVectors
-from centermerge_jax.views import MatrixView, Views, resolve
+from centermerge_jax.views import MatrixView, Views, groups, resolve
 
 
 def truncate(
@@ -28,7 +32,10 @@ def truncate(
     rank: Rank,
     views: Views | None = None,
     solver: Solver = "auto",
+    tolerance: float = TOLERANCE,
+    key: Any = None,
     memory: int = MEMORY,
+    donate: bool = False,
 ) -> TaskVectors:
     """Keeps the leading singular directions of each matrix, task by task.
 
@@ -45,7 +52,12 @@ def truncate(
       views: Which leaves are matrices; `cm.views.auto` by default. Factors remember
         their view, so for truncated task vectors it is not needed.
       solver: As for `cm.truncated_svd`.
-      memory: Bytes of work space of one batched factorisation.
+      tolerance: As for `cm.truncated_svd`.
+      key: As for `cm.truncated_svd`.
+      memory: Bytes of deltas and work space in one batched factorisation.
+      donate: Delete each delta from `tv` once its factors are there, as
+        `jax.jit(donate_argnums=...)` would: factors and the deltas not yet truncated
+        are then all that is held.
 
     Returns:
       Task vectors whose matrix leaves are `LowRank`.
@@ -60,39 +72,32 @@ def truncate(
       and each leaf holds its slice of the joined side's factor.
     """
     rank = check_rank(rank)
-    if solver not in SOLVERS:
-        raise ParameterError(f"solver is one of {', '.join(SOLVERS)}; got {solver!r}")
+    check_solver(solver, tolerance)
     deltas: dict[str, Any] = {n: delta for n, (_, delta) in tv.flat().items()}
     table = _view_table(tv, deltas, views)
     matrices = {name: view for name, view in table.items() if view is not None}
     check_fits(rank, {name: view.size for name, view in matrices.items()})
 
-    # Leaves that make up one matrix; a joined matrix may be called as some leaf is.
-    bundles: dict[tuple[bool, str], list[str]] = defaultdict(list)
+    dense: dict[str, MatrixView] = {}
     for name, view in matrices.items():
         delta = deltas[name]
         if isinstance(delta, LowRank):
             deltas[name] = _slice(name, delta, resolve_rank(rank, view.size))
         else:
-            joined = view.join is not None
-            bundles[joined, view.join.group if view.join else name].append(name)
-    # Matrices of one shape are solved together.
-    groups: dict[tuple[Any, ...], list[list[str]]] = defaultdict(list)
-    for parts in bundles.values():
-        dtypes = {deltas[leaf].dtype for leaf in parts}
-        if len(dtypes) > 1:
-            raise ViewError(f"joined leaves of different types: {', '.join(parts)}")
-        groups[(*matrices[parts[0]].joint_shape, *dtypes)].append(parts)
-    for names in groups.values():
-        factors = _factorise(
-            tuple(tuple(deltas[leaf] for leaf in parts) for parts in names),
-            layouts=tuple(tuple(matrices[leaf] for leaf in parts) for parts in names),
-            k=resolve_rank(rank, matrices[names[0][0]].size),
-            solver=solver,
-            memory=memory,
-        )
-        for parts, results in zip(names, factors, strict=True):
-            deltas.update(zip(parts, results, strict=True))
+            dense[name] = view
+    how = {"solver": solver, "tolerance": tolerance, "memory": memory}
+    dtypes = {name: deltas[name].dtype for name in dense}
+    # Beside the deltas, up to twice as much: stacked, and as work space.
+    most = memory / (3 * 4 * len(tv.tasks))
+    for bundles in groups(dense, dtypes, most=most):
+        stacks = [[deltas[name] for name in bundle] for bundle in bundles]
+        layouts = [[dense[name] for name in bundle] for bundle in bundles]
+        k = resolve_rank(rank, layouts[0][0].size)
+        factors = _factorise(stacks, layouts, rank=k, key=key, **how)
+        for bundle, stack, results in zip(bundles, stacks, factors, strict=True):
+            deltas.update(zip(bundle, results, strict=True))
+            if donate:
+                _delete(stack)
     return tv.with_deltas(list(deltas.values()), zero_sum=tv.zero_sum)
 
 
@@ -123,48 +128,60 @@ def _slice(name: str, delta: LowRank, k: int) -> LowRank:
     return delta.keep(k)
 
 
-@functools.partial(jax.jit, static_argnames=("layouts", "k", "solver", "memory"))
 def _factorise(
-    stacks: tuple[tuple[Float[Array, "tasks ..."], ...], ...],
-    *,
-    layouts: tuple[tuple[MatrixView, ...], ...],
-    k: int,
-    solver: Solver,
-    memory: int,
+    stacks: list[list[Any]], layouts: list[list[MatrixView]], *, key: Any, **how: Any
 ) -> list[list[LowRank]]:
     """Factors of leaves whose (joint) matrices all have one shape, in one solve."""
+    if all(on_host(leaf) for stack in stacks for leaf in stack):
+        stacks = [[np.asarray(leaf) for leaf in stack] for stack in stacks]
+        return _solve_joint(stacks, layouts, key, **how)
+    static = tuple(tuple(views) for views in layouts)
+    return _solve_joint_jitted(stacks, static, key, **how)
+
+
+def _solve_joint(
+    stacks: Sequence[Sequence[Any]],
+    layouts: Sequence[Sequence[MatrixView]],
+    key: Any,
+    **how: Any,
+) -> list[list[LowRank]]:
     joint = [_joined(*bundle) for bundle in zip(stacks, layouts, strict=True)]
-    flat = jnp.concatenate([x.reshape(-1, *x.shape[-2:]) for x in joint])
-    solved = truncated_svd(flat, rank=k, solver=solver, memory=memory)
-    results, start = [], 0
-    for x, views in zip(joint, layouts, strict=True):
-        stop = start + math.prod(x.shape[:-2])
-        u, s, vh = (
-            y[start:stop].reshape(*x.shape[:-2], *y.shape[1:])
-            for y in (solved.u, solved.s, solved.vh)
-        )
-        results.append([_member(u, s, vh, view) for view in views])
-        start = stop
-    return results
+    solved = solve(joint, key=key, **how)
+    return [
+        [_member(result, view) for view in views]
+        for result, views in zip(solved, layouts, strict=True)
+    ]
+
+
+_solve_joint_jitted = functools.partial(
+    jax.jit,
+    static_argnums=(1,),
+    static_argnames=("rank", "solver", "tolerance", "memory"),
+)(_solve_joint)
 
 
 def _joined(
-    leaves: tuple[Float[Array, "tasks ..."], ...], views: tuple[MatrixView, ...]
-) -> Float[Array, "tasks *batch m n"]:
+    leaves: Sequence[Any], views: Sequence[MatrixView]
+) -> Float[Array | np.ndarray, "tasks *batch m n"]:
     parts = [view.to_matrix(x) for x, view in zip(leaves, views, strict=True)]
-    return jnp.concatenate(parts, axis=-1 if views[0].joins_cols else -2)
+    if len(parts) == 1:
+        return parts[0]
+    xp = np if isinstance(parts[0], np.ndarray) else jnp
+    return xp.concatenate(parts, axis=-1 if views[0].joins_cols else -2)
 
 
-def _member(
-    u: Float[Array, "*batch m k"],
-    s: Float[Array, "*batch k"],
-    vh: Float[Array, "*batch k n"],
-    view: MatrixView,
-) -> LowRank:
+def _member(solved: Solved, view: MatrixView) -> LowRank:
     """A leaf's own part of the factors of the matrix that it is joined in."""
+    u, s, vh = solved.u, solved.s, solved.vh
     if view.join is None:
         return LowRank(u, s, vh, view)
     start = view.join.start
     if view.joins_cols:
         return LowRank(u, s, vh[..., start : start + view.n], view)
     return LowRank(u[..., start : start + view.m, :], s, vh, view)
+
+
+def _delete(leaves: list[Any]) -> None:
+    for leaf in leaves:
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
+            leaf.delete()

@@ -11,6 +11,8 @@ alternative, to average such a leaf silently, is how merges go quietly wrong.
 """
 
 from centermerge_jax.views.files import load as load
+from centermerge_jax.views.groups import Bundle as Bundle
+from centermerge_jax.views.groups import groups as groups
 from centermerge_jax.views.matrix_view import Join as Join
 from centermerge_jax.views.matrix_view import MatrixView as MatrixView
 from centermerge_jax.views.presets import PRESETS as PRESETS

@@ -86,7 +86,9 @@ class MatrixView:
         """`min(m, n)` of the matrix that is factorised: shares of rank refer to it."""
         return min(self.joint_shape)
 
-    def to_matrix(self, x: Float[Array, "..."]) -> Float[Array, "... m n"]:
+    def to_matrix(
+        self, x: Float[Array | np.ndarray, "..."]
+    ) -> Float[Array | np.ndarray, "... m n"]:
         """Leaves `[*lead, *shape]` as matrices `[*lead, *batch, m, n]`."""
         lead = x.ndim - len(self.shape)
         axes = (*self.batch, *self.rows, *self.cols)
@@ -94,7 +96,9 @@ class MatrixView:
         matrix = (*self.batch_shape, self.m, self.n)
         return x.transpose(order).reshape(*x.shape[:lead], *matrix)
 
-    def from_matrix(self, x: Float[Array, "... m n"]) -> Float[Array, "..."]:
+    def from_matrix(
+        self, x: Float[Array | np.ndarray, "... m n"]
+    ) -> Float[Array | np.ndarray, "..."]:
         """Inverse of `to_matrix`."""
         lead = x.ndim - len(self.batch) - 2
         axes = (*self.batch, *self.rows, *self.cols)

@@ -93,6 +93,7 @@ class Row:
       matrices: `batch x m x n` of the factorised matrices, None if it is no matrix.
       rank: Directions kept of each, if a rank was given.
       group: Name of the joint matrix, if the leaf is part of one.
+      solver: What they are factorised by, if that is known.
     """
 
     leaf: str
@@ -100,6 +101,7 @@ class Row:
     matrices: tuple[int, int, int] | None = None
     rank: int | None = None
     group: str | None = None
+    solver: str | None = None
 
 
 def rows(
@@ -128,13 +130,19 @@ def rows(
 
 def format_rows(lines: Sequence[Row]) -> str:
     """The view table as text."""
-    cells = [("leaf", "shape", "batch x m x n", "rank")]
+    cells = [("leaf", "shape", "batch x m x n", "rank", "solver")]
     for row in lines:
         matrix = " x ".join(map(str, row.matrices)) if row.matrices else "-"
         matrix += f" ({row.group})" if row.group else ""
-        cells.append((row.leaf, str(list(row.shape)), matrix, str(row.rank or "-")))
+        rank, solver = str(row.rank or "-"), row.solver or "-"
+        cells.append((row.leaf, str(list(row.shape)), matrix, rank, solver))
+    if not any(row.solver for row in lines):
+        cells = [cell[:-1] for cell in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
-        f"{a:{widths[0]}}  {b:{widths[1]}}  {c:{widths[2]}}  {d:>{widths[3]}}"
-        for a, b, c, d in cells
+        "  ".join(
+            f"{text:>{width}}" if column == 3 else f"{text:{width}}"
+            for column, (text, width) in enumerate(zip(cell, widths, strict=True))
+        ).rstrip()
+        for cell in cells
     )

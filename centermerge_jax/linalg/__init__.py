@@ -1,0 +1,39 @@
+"""Linear algebra of batches of matrices: it knows arrays, not trees.
+
+Everything is computed in float32 (float64 for float64 input) with full-precision
+products, whatever the storage type.
+"""
+
+from centermerge_jax.linalg.low_rank import LowRank
+from centermerge_jax.linalg.report import SolveRecord, SvdReport, recorded_solves
+from centermerge_jax.linalg.solved import Solved
+from centermerge_jax.linalg.svd import (
+    MEMORY,
+    SOLVERS,
+    TOLERANCE,
+    Solver,
+    check_solver,
+    choose_solver,
+    on_host,
+    solve,
+    svd_report,
+    truncated_svd,
+)
+
+__all__ = [
+    "MEMORY",
+    "SOLVERS",
+    "TOLERANCE",
+    "LowRank",
+    "SolveRecord",
+    "Solved",
+    "Solver",
+    "SvdReport",
+    "check_solver",
+    "choose_solver",
+    "on_host",
+    "recorded_solves",
+    "solve",
+    "svd_report",
+    "truncated_svd",
+]

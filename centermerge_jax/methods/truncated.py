@@ -1,0 +1,55 @@
+"""What CART and its uncentred control share: truncate, and add back, part by part."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from centermerge_jax.linalg import Solver
+from centermerge_jax.parts import Leaves, in_parts
+from centermerge_jax.ranks import Rank, check_fits, check_rank, resolve_rank
+from centermerge_jax.task_vectors import TaskVectors, combine_leaves
+from centermerge_jax.transforms import truncate
+from centermerge_jax.trees import Params
+from centermerge_jax.views import Table, Views, resolve
+
+
+def merge_truncated(
+    task_vectors: Callable[[Mapping[str, Leaves]], TaskVectors],
+    trees: Mapping[str, Params],
+    *,
+    rank: Rank,
+    scales: Callable[[TaskVectors], Sequence[Any]],
+    views: Views | None,
+    solver: Solver,
+    dtype: Any,
+    memory: int,
+    any_dtype: tuple[str, ...] = (),
+) -> Params:
+    """Adds truncated task vectors to their origin, a few matrices at a time.
+
+    Args:
+      task_vectors: Makes them of some leaves of all `trees`.
+      trees: Experts by task name, and perhaps a base.
+      rank: As for `cm.truncate`.
+      scales: The scale of each leaf of truncated task vectors, in tree order.
+      views: As for `cm.truncate`.
+      solver: As for `cm.truncate`.
+      dtype: Of the result.
+      memory: Bytes for a part.
+      any_dtype: As for `trees.align`.
+    """
+    rank = check_rank(rank)
+    table = resolve(next(iter(trees.values())), views)
+    sizes = {name: view.size for name, view in table.items() if view is not None}
+    check_fits(rank, sizes)
+
+    def merge_part(part: Mapping[str, Leaves], views: Table) -> Leaves:
+        tv = task_vectors(part)
+        size = next((sizes[name] for name in views if name in sizes), None)
+        if size is not None:
+            k = resolve_rank(rank, size)
+            tv = truncate(
+                tv, rank=k, views=views, solver=solver, memory=memory, donate=True
+            )
+        return combine_leaves(tv, scales(tv), dtype=dtype)
+
+    return in_parts(merge_part, trees, views=table, memory=memory, any_dtype=any_dtype)
