@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from centermerge_jax.errors import ParameterError as ParameterError
     from centermerge_jax.errors import StructureError as StructureError
     from centermerge_jax.errors import ViewError as ViewError
+    from centermerge_jax.linalg import Frame as Frame
     from centermerge_jax.linalg import LowRank as LowRank
     from centermerge_jax.linalg import SvdReport as SvdReport
+    from centermerge_jax.linalg import orthonormalize as orthonormalize
+    from centermerge_jax.linalg import polar as polar
+    from centermerge_jax.linalg import project as project
     from centermerge_jax.linalg import recorded_solves as recorded_solves
     from centermerge_jax.linalg import svd_report as svd_report
     from centermerge_jax.linalg import truncated_svd as truncated_svd
@@ -49,6 +53,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CheckpointError": "errors",
     "DataError": "errors",
+    "Frame": "linalg",
     "LowRank": "linalg",
     "METHODS": "methods",
     "MatrixView": "views",
@@ -61,6 +66,9 @@ _HOMES = {
     "cart": "methods",
     "center": "task_vectors",
     "combine": "task_vectors",
+    "orthonormalize": "linalg",
+    "polar": "linalg",
+    "project": "linalg",
     "recorded_solves": "linalg",
     "select": "task_vectors",
     "subtract": "task_vectors",
@@ -77,6 +85,7 @@ __all__ = [
     "METHODS",
     "CheckpointError",
     "DataError",
+    "Frame",
     "LowRank",
     "MatrixView",
     "MergeError",
@@ -88,6 +97,9 @@ __all__ = [
     "cart",
     "center",
     "combine",
+    "orthonormalize",
+    "polar",
+    "project",
     "recorded_solves",
     "select",
     "subtract",

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from centermerge_jax.errors import ParameterError, StructureError
+from centermerge_jax.host_memory import as_jax, empty, on_host
 from centermerge_jax.linalg import LowRank
 from centermerge_jax.scales import leaf_scales
 from centermerge_jax.trees import (
@@ -32,6 +33,9 @@ Experts = Mapping[str, Params] | Sequence[Params]
 """Fine-tuned parameters by task name, or in a sequence (then named '0', '1', ...)."""
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+
+_BLOCK = 2**16
+"""Numbers of one leaf in work at a time: those of eight experts fit into a cache."""
 
 
 @jax.tree_util.register_dataclass
@@ -99,7 +103,7 @@ def center(experts: Experts) -> TaskVectors:
       (Array([2.], dtype=float32), Array([[-1.],
              [ 1.]], dtype=float32))
     """
-    return _task_vectors(named_experts(experts), _center_leaf)
+    return _task_vectors(named_experts(experts), _center_leaf, _center_block)
 
 
 def subtract(experts: Experts, base: Params) -> TaskVectors:
@@ -123,7 +127,7 @@ def subtract(experts: Experts, base: Params) -> TaskVectors:
       Ilharco et al., "Editing Models with Task Arithmetic", 2023, arXiv:2212.04089,
       section 2.
     """
-    return _task_vectors(named_experts(experts), _subtract_leaf, base)
+    return _task_vectors(named_experts(experts), _subtract_leaf, _subtract_block, base)
 
 
 def combine(tv: TaskVectors, *, scale: Any, dtype: Any = None) -> Params:
@@ -226,7 +230,7 @@ def select(
 
 
 def _task_vectors(
-    named: Mapping[str, Params], leaf_fn: Any, *base: Params
+    named: Mapping[str, Params], leaf_fn: Any, block_fn: Any, *base: Params
 ) -> TaskVectors:
     """Origins and deltas leaf by leaf, after all trees were found to be the same."""
     trees = dict(named)
@@ -244,7 +248,10 @@ def _task_vectors(
             deltas.append(None)
             dtypes.append(None)
             continue
-        origin, delta = leaf_fn(leaves)
+        if all(map(on_host, leaves)):
+            origin, delta = _on_host(leaves, block_fn)
+        else:
+            origin, delta = leaf_fn(leaves)
         origins.append(origin)
         deltas.append(delta)
         dtypes.append(np.dtype(dtype_of(leaves[0])))
@@ -281,6 +288,46 @@ def _subtract_leaf(
 def _widened(leaves: tuple[Any, ...]) -> list[Float[Array, "*shape"]]:
     dtype = compute_dtype(dtype_of(leaves[0]))
     return [jnp.asarray(leaf).astype(dtype) for leaf in leaves]
+
+
+def _on_host(
+    leaves: tuple[Any, ...], block_fn: Any
+) -> tuple[Float[Array, "*shape"], Float[Array, "tasks *shape"]]:
+    """The same in NumPy, block by block, so that memory is passed over once."""
+    dtype = compute_dtype(dtype_of(leaves[0]))
+    shape = np.shape(leaves[0])
+    flat = [np.asarray(leaf).reshape(-1) for leaf in leaves]
+    tasks = len(leaves) - (block_fn is _subtract_block)
+    origin, deltas = empty(shape, dtype), empty((tasks, *shape), dtype)
+    into, rows = origin.reshape(-1), deltas.reshape(tasks, -1)
+    for start in range(0, into.size, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        block = [x[part].astype(dtype, copy=False) for x in flat]
+        block_fn(block, into[part], rows[:, part])
+    return as_jax(origin, leaves[0]), as_jax(deltas, leaves[0])
+
+
+def _center_block(
+    block: list[np.ndarray], origin: np.ndarray, deltas: np.ndarray
+) -> None:
+    first, *others = block
+    offset = np.zeros_like(first)
+    for x in others:
+        offset += x - first
+    offset /= first.dtype.type(len(block))
+    np.add(first, offset, out=origin)
+    for x, delta in zip(block, deltas, strict=True):
+        np.subtract(x, first, out=delta)
+        np.subtract(delta, offset, out=delta)
+
+
+def _subtract_block(
+    block: list[np.ndarray], origin: np.ndarray, deltas: np.ndarray
+) -> None:
+    *experts, base = block
+    origin[:] = base
+    for x, delta in zip(experts, deltas, strict=True):
+        np.subtract(x, base, out=delta)
 
 
 @jax.jit

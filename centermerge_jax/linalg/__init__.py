@@ -4,6 +4,7 @@ Everything is computed in float32 (float64 for float64 input) with full-precisio
 products, whatever the storage type.
 """
 
+from centermerge_jax.linalg.frames import Frame, orthonormalize, polar, project
 from centermerge_jax.linalg.low_rank import LowRank
 from centermerge_jax.linalg.report import SolveRecord, SvdReport, recorded_solves
 from centermerge_jax.linalg.solved import Solved
@@ -14,7 +15,6 @@ from centermerge_jax.linalg.svd import (
     Solver,
     check_solver,
     choose_solver,
-    on_host,
     solve,
     svd_report,
     truncated_svd,
@@ -24,6 +24,7 @@ __all__ = [
     "MEMORY",
     "SOLVERS",
     "TOLERANCE",
+    "Frame",
     "LowRank",
     "SolveRecord",
     "Solved",
@@ -31,7 +32,9 @@ __all__ = [
     "SvdReport",
     "check_solver",
     "choose_solver",
-    "on_host",
+    "orthonormalize",
+    "polar",
+    "project",
     "recorded_solves",
     "solve",
     "svd_report",

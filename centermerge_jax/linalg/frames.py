@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from centermerge_jax.errors import ParameterError
-from centermerge_jax.linalg.svd import _check_matrices
+from centermerge_jax.linalg.svd import check_matrices
 from centermerge_jax.trees import compute_dtype
 
 _MOST = 1.69
@@ -91,7 +91,7 @@ def polar(x: Float[Array, "*batch m n"]) -> Frame:
       matrix", 2014, for alpha; Nakatsukasa and Higham, "Backward stability of
       iterations for computing the polar decomposition", 2012.
     """
-    _check_matrices(x)
+    check_matrices(x)
     if x.shape[-2] < x.shape[-1]:
         frame = polar(x.mT)
         return Frame(frame.q.mT, frame.smallest)
@@ -125,7 +125,7 @@ def orthonormalize(x: Float[Array, "*batch m n"]) -> Frame:
       >>> orthonormalize(twice).smallest < 1e-6
       Array(True, dtype=bool)
     """
-    _check_matrices(x)
+    check_matrices(x)
     m, n = x.shape[-2:]
     if m < n:
         raise ParameterError(
@@ -167,8 +167,8 @@ def project(
       >>> project(x, q).T, project(x, q, complement=True).T
       (Array([[3., 0.]], dtype=float32), Array([[0., 4.]], dtype=float32))
     """
-    _check_matrices(x)
-    _check_matrices(q)
+    check_matrices(x)
+    check_matrices(q)
     if x.shape[:-1] != q.shape[:-1]:
         raise ParameterError(
             f"bases {list(q.shape)} do not fit matrices {list(x.shape)}: all axes but "

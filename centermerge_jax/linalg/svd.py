@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from centermerge_jax.errors import ParameterError
+from centermerge_jax.host_memory import on_host
 from centermerge_jax.linalg.device import solve_on_device
 from centermerge_jax.linalg.host import solve_on_host
 from centermerge_jax.linalg.leading import block_width
@@ -133,7 +134,7 @@ def solve(
     """
     check_solver(solver, tolerance)
     for x in stacks:
-        _check_matrices(x)
+        check_matrices(x)
     m, n = stacks[0].shape[-2:]
     size = min(m, n)
     check_fits(rank, {f"[{m}, {n}]": size})
@@ -232,17 +233,6 @@ def check_solver(solver: Any, tolerance: Any) -> None:
         raise ParameterError(f"tolerance lies in (0, 1), got {tolerance!r}")
 
 
-def on_host(x: Any) -> bool:
-    """Whether an array's values lie in this process's memory, ready for NumPy."""
-    if isinstance(x, Tracer):
-        return False
-    if isinstance(x, jax.Array):
-        return {device.platform for device in x.devices()} == {"cpu"} and (
-            x.is_fully_addressable and len(x.devices()) == 1
-        )
-    return jax.default_backend() == "cpu"
-
-
 def _start(key: Any, n: int, b: int, dtype: Any) -> Float[Array, "n b"]:
     if key is None:
         key = jax.random.key(0)
@@ -251,7 +241,12 @@ def _start(key: Any, n: int, b: int, dtype: Any) -> Float[Array, "n b"]:
     return jax.random.normal(key, (n, b), dtype)
 
 
-def _check_matrices(x: Any) -> None:
+def check_matrices(x: Any) -> None:
+    """Checks that `x` is floating matrices.
+
+    Raises:
+      ParameterError: It is not, or is float64 without `jax_enable_x64`.
+    """
     if x.ndim < 2 or 0 in x.shape[-2:]:
         raise ParameterError(f"expected matrices [*batch, m, n], got {list(x.shape)}")
     if not jnp.issubdtype(x.dtype, jnp.floating):

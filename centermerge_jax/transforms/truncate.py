@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from centermerge_jax.errors import ParameterError, ViewError
+from centermerge_jax.host_memory import on_host
 from centermerge_jax.linalg import (
     MEMORY,
     TOLERANCE,
@@ -18,7 +19,6 @@ from centermerge_jax.linalg import (
     Solved,
     Solver,
     check_solver,
-    on_host,
     solve,
 )
 from centermerge_jax.ranks import Rank, check_fits, check_rank, resolve_rank

@@ -153,4 +153,4 @@ def test_task_order_is_that_of_sorted_names_eager_and_jitted():
     scale = jnp.array([0.5, 1.0, 2.0])
     run = functools.partial(cm.cart, rank=2, scale=scale, solver="exact")
     assert cm.center(trees).tasks == ("ant", "mole", "zebra")
-    chex.assert_trees_all_close(run(trees), jax.jit(run)(trees), atol=1e-6)
+    chex.assert_trees_all_close(run(trees), jax.jit(run)(trees), atol=1e-5)

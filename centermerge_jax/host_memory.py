@@ -1,0 +1,51 @@
+"""Arrays in this process's own memory, which NumPy and JAX can share.
+
+On the CPU, NumPy's elementwise passes beat XLA's here: XLA copies NumPy arrays on the
+way in, and takes fresh memory in small pages for every result, where NumPy asks for
+large ones.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array
+
+_ALIGNMENT = 64  # bytes, from which on XLA takes an array over without copying it
+
+
+def on_host(x: Any) -> bool:
+    """Whether an array's values lie in this process's memory, ready for NumPy."""
+    if isinstance(x, Tracer):
+        return False
+    if isinstance(x, jax.Array):
+        devices = x.devices()
+        return len(devices) == 1 and {d.platform for d in devices} == {"cpu"}
+    return jax.default_backend() == "cpu"
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Memory that `as_jax` needs not copy.
+
+    Example:
+      >>> x = empty((2, 3), np.float32)
+      >>> x.shape, x.ctypes.data % 64
+      ((2, 3), 0)
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def as_jax(x: np.ndarray, like: Any = None) -> Array:
+    """The same memory as a JAX array; nobody may write to it any more.
+
+    Args:
+      x: An array, best from `empty`.
+      like: Its device is taken, if it is a JAX array.
+    """
+    device = next(iter(like.devices())) if isinstance(like, jax.Array) else None
+    return jax.device_put(x, device, may_alias=True)
