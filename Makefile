@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format clean
+.PHONY: help venv demo bench test check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,11 @@ venv: .venv/installed ## make the environment with the exact versions of constra
 
 demo: venv ## merge four real experts, evaluate, tabulate and plot (about 5 minutes)
 	$(BIN)/centermerge demo
+
+bench: venv ## run all benchmarks on a quiet machine (about 25 minutes)
+	for program in solvers whole_merge sweep compilation; do \
+	  $(BIN)/python -m experiments.benchmarks.$$program || exit 1; \
+	done
 
 test: venv ## run all tests
 	$(BIN)/python -m pytest --numprocesses 2

@@ -5,6 +5,7 @@ way in, and takes fresh memory in small pages for every result, where NumPy asks
 large ones.
 """
 
+import ctypes
 import math
 from typing import Any
 
@@ -49,3 +50,14 @@ def as_jax(x: np.ndarray, like: Any = None) -> Array:
     """
     device = next(iter(like.devices())) if isinstance(like, jax.Array) else None
     return jax.device_put(x, device, may_alias=True)
+
+
+def give_back() -> None:
+    """Returns freed memory to the system, which glibc otherwise keeps in pieces.
+
+    Without it a merge in parts grows by what all parts have ever used. Elsewhere than
+    on glibc nothing happens.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

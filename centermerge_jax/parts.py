@@ -5,6 +5,7 @@ from typing import Any
 
 from jax.core import Tracer
 
+from centermerge_jax.host_memory import give_back
 from centermerge_jax.trees import Params, align, dtype_of
 from centermerge_jax.views import Table, groups
 
@@ -53,9 +54,10 @@ def in_parts(
             tree: {name: rows[name][i] for name in names}
             for i, tree in enumerate(trees)
         }
-        merged |= merge_part(
-            part, {name: views[name] for name in names if name in views}
-        )
+        table = {name: views[name] for name in names if name in views}
+        merged |= merge_part(part, table)
+        if not traced:
+            give_back()
     return structure.unflatten([merged[name] for name in rows])
 
 

@@ -44,6 +44,9 @@ def test_safetensors_in_memory_and_on_disk_are_the_same(tmp_path, capsys):
     assert manifest["views_sha256"] == digest
     assert manifest["wall_seconds"] > 0
     assert manifest["peak_memory_bytes"] > 1e8
+    assert {solve["solver"] for solve in manifest["solves"]} == {"exact"}
+    assert sum(solve["matrices"] for solve in manifest["solves"]) == 4 * 6
+    assert all(solve["fell_back"] == 0 for solve in manifest["solves"])
 
 
 def test_orbax_in_memory_and_on_disk_are_the_same(tmp_path):
@@ -155,6 +158,7 @@ def test_plan_reads_headers_only_and_names_each_rank(tmp_path, capsys):
     text = capsys.readouterr().out
     row = (
         "blocks/0/attn/key/kernel    [16, 2, 8]  1 x 16 x 48 (blocks/0/attn/qkv)     3"
+        "  exact"
     )
     assert row in text
     assert "4 models, 12 leaves to merge, 6 of them as matrices; reads" in text
