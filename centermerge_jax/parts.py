@@ -6,6 +6,7 @@ from typing import Any
 from jax.core import Tracer
 
 from centermerge_jax.host_memory import give_back
+from centermerge_jax.linalg import BYTES_PER_NUMBER
 from centermerge_jax.trees import Params, align, dtype_of
 from centermerge_jax.views import Table, groups
 
@@ -46,8 +47,7 @@ def in_parts(
     """
     structure, rows = align(trees, any_dtype=any_dtype)
     traced = any(isinstance(leaf, Tracer) for row in rows.values() for leaf in row)
-    # Task vectors in float32, as much again stacked, and work space.
-    most = float("inf") if traced else memory / (3 * 4 * len(trees))
+    most = float("inf") if traced else memory / (BYTES_PER_NUMBER * len(trees))
     merged: dict[str, Any] = {}
     for names in _parts(rows, views, most):
         part = {

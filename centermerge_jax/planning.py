@@ -17,7 +17,13 @@ import numpy as np
 from centermerge_jax.checkpoints import Checkpoint, open_checkpoint
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.leaf_selection import Leaves, sort_leaves
-from centermerge_jax.linalg import MEMORY, SOLVERS, Solver, choose_solver
+from centermerge_jax.linalg import (
+    BYTES_PER_NUMBER,
+    MEMORY,
+    SOLVERS,
+    Solver,
+    choose_solver,
+)
 from centermerge_jax.methods import METHODS, RESTS, Method
 from centermerge_jax.ranks import check_fits, check_rank
 from centermerge_jax.recipe import DTYPES, Recipe
@@ -125,7 +131,7 @@ def plan(recipe: Recipe) -> Plan:
         hyperparameters=hyperparameters,
         read_bytes=read,
         written_bytes=written,
-        peak_bytes=_peak_bytes(read + written, first, len(experts), lines),
+        peak_bytes=_peak_bytes(read + written, first, len(models), lines),
         warnings=tuple(warnings),
     )
 
@@ -248,18 +254,19 @@ def _with_solver(lines: Sequence[Row], solver: Solver) -> list[Row]:
 
 
 def _peak_bytes(
-    files: int, header: Mapping[str, Any], tasks: int, table: Sequence[Row]
+    files: int, header: Mapping[str, Any], trees: int, table: Sequence[Row]
 ) -> int:
     """Inputs and output, and what a method holds beside them, in float32."""
     sizes = [np.size(leaf) for leaf in header.values() if is_merged(leaf)]
     if not table:  # all task vectors at once
-        return int(_RUNTIME + files + 4 * sum(sizes) * (tasks + 2))
+        return int(_RUNTIME + files + 4 * sum(sizes) * (trees + 2))
     shapes: dict[tuple[int, int], int] = {}
     for row in table:
         if row.matrices is not None:
             m, n = row.matrices[1:]
             shapes[m, n] = shapes.get((m, n), 0) + math.prod(row.shape)
-    # Part by part: the task vectors of a part, as much stacked, and work space.
-    largest = 12 * tasks * max(sizes, default=0)
-    part = 12 * tasks * max(shapes.values(), default=0)
-    return int(_RUNTIME + files + max(largest, min(MEMORY, part)))
+            sizes.append(math.prod(row.matrices))
+    # Part by part: as much as the budget allows, but one leaf or matrix at least.
+    part = min(MEMORY, BYTES_PER_NUMBER * trees * max(shapes.values(), default=0))
+    largest = BYTES_PER_NUMBER * trees * max(sizes, default=0)
+    return int(_RUNTIME + files + max(largest, part))

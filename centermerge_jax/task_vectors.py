@@ -173,7 +173,7 @@ def combine_leaves(
       scales: For each leaf of `tv.origin` one number or an array `[tasks]`.
       dtype: As for `combine`.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     leaves = []
     for (origin, delta), scale, own in zip(
         tv.flat().values(), scales, tv.dtypes, strict=True
@@ -290,6 +290,7 @@ def _widened(leaves: tuple[Any, ...]) -> list[Float[Array, "*shape"]]:
     return [jnp.asarray(leaf).astype(dtype) for leaf in leaves]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # as silent as under jax.jit
 def _on_host(
     leaves: tuple[Any, ...], block_fn: Any
 ) -> tuple[Float[Array, "*shape"], Float[Array, "tasks *shape"]]:
@@ -364,7 +365,12 @@ def _sum_low_rank(
     return jnp.einsum("t...mk,t...kn->...mn", us, vh, precision=_HIGHEST)
 
 
-def _check_dtype(dtype: Any) -> None:
+def check_dtype(dtype: Any) -> None:
+    """Checks the type asked of a result; None is that of the experts.
+
+    Raises:
+      ParameterError: It is not floating, or float64 without `jax_enable_x64`.
+    """
     if dtype is None:
         return
     if not jnp.issubdtype(dtype, jnp.floating):

@@ -9,6 +9,7 @@ from centermerge_jax.linalg.low_rank import LowRank
 from centermerge_jax.linalg.report import SolveRecord, SvdReport, recorded_solves
 from centermerge_jax.linalg.solved import Solved
 from centermerge_jax.linalg.svd import (
+    BYTES_PER_NUMBER,
     MEMORY,
     SOLVERS,
     TOLERANCE,
@@ -21,6 +22,7 @@ from centermerge_jax.linalg.svd import (
 )
 
 __all__ = [
+    "BYTES_PER_NUMBER",
     "MEMORY",
     "SOLVERS",
     "TOLERANCE",

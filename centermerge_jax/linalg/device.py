@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from centermerge_jax.linalg.leading import JAX, factors, leading
-from centermerge_jax.linalg.solved import Solved
+from centermerge_jax.linalg.solved import Solved, workspace
 
 
 @functools.partial(
@@ -68,10 +68,8 @@ def solve_on_device(
 
 def chunk_size(count: int, m: int, n: int, *, itemsize: int, memory: int) -> int:
     """Matrices solved at once: at most what fits into `memory`, in equal chunks."""
-    # A matrix, its copy scaled, its residual or full factors, and squares of the
-    # smaller side: the Gram matrix, blocks and their images.
-    workspace = itemsize * (3 * m * n + 4 * min(m, n) ** 2)
-    most = max(1, min(count, memory // workspace))
+    fit = memory // workspace(m, n, itemsize=itemsize)
+    most = max(1, min(count, fit))
     return -(-count // max(1, -(-count // most))) or 1
 
 

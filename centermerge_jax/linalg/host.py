@@ -18,10 +18,10 @@ import scipy.linalg
 import threadpoolctl
 
 from centermerge_jax.linalg.leading import NUMPY, factors, leading
-from centermerge_jax.linalg.solved import Solved
+from centermerge_jax.linalg.solved import Solved, workspace
 
-_SAFE = (1e-25, 1e30)
-"""Squared norms whose squares of single entries neither vanish nor overflow."""
+_SAFE = (1e-8, 1e14)
+"""Squared norms of x for which squares of its Gram matrix stay in float32's range."""
 
 _one_solve = threading.Lock()
 
@@ -34,6 +34,7 @@ def solve_on_host(
     solver: str,
     tolerance: float,
     dtype: Any,
+    memory: int,
 ) -> list[Solved]:
     """The leading `k` singular triplets of each matrix `[m, n]`, in parallel.
 
@@ -43,7 +44,9 @@ def solve_on_host(
     one = functools.partial(
         _solve, k=k, solver=solver, tolerance=tolerance, start=start, dtype=dtype
     )
-    workers = min(len(matrices), len(os.sched_getaffinity(0)))
+    itemsize = np.dtype(dtype).itemsize
+    fit = max(1, memory // workspace(*matrices[0].shape, itemsize=itemsize))
+    workers = min(len(matrices), fit, _cores())
     with _one_solve, _blas().limit(limits=1, user_api="blas"):
         if workers == 1:
             return [one(x) for x in matrices]
@@ -54,6 +57,12 @@ def solve_on_host(
         finally:
             # After Ctrl-C the matrices that nobody has begun are not begun any more.
             pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # where processes are not bound to cores
 
 
 @functools.cache
@@ -82,7 +91,7 @@ def _solve(
         unit = np.max(np.abs(x))
         if unit == 0 or not np.isfinite(unit):
             return _hopeless(x, k, unit)
-        unit = np.exp2(np.round(np.log2(unit))).astype(dtype)
+        unit = np.exp2(np.floor(np.log2(unit))).astype(dtype)
         scaled = _solve(
             x / unit, k=k, solver=solver, tolerance=tolerance, start=start, dtype=dtype
         )
@@ -108,7 +117,9 @@ def _solve(
 def _exact(x: np.ndarray, k: int, *, fell_back: bool) -> Solved:
     u, s, vh = scipy.linalg.svd(x, full_matrices=False, check_finite=False)
     error = np.finfo(x.dtype).eps * np.sqrt(x.shape[1])
-    return Solved(u[:, :k], s[:k], vh[:k], x.dtype.type(error), 0, fell_back)
+    # Copies, or the whole decomposition would stay alive with its slices.
+    u, s, vh = u[:, :k].copy(), s[:k].copy(), vh[:k].copy()
+    return Solved(u, s, vh, x.dtype.type(error), 0, fell_back)
 
 
 def _hopeless(x: np.ndarray, k: int, unit: Any) -> Solved:

@@ -11,6 +11,8 @@ import scipy.linalg
 import scipy.sparse.linalg
 from jaxtyping import Float, Int
 
+_SMALL = 64  # below it all eigenvalues cost no more than Lanczos for one
+
 _recorder: ContextVar["list[SolveRecord] | None"] = ContextVar("solves", default=None)
 
 
@@ -112,12 +114,12 @@ def certify(
     `theta`, `r` the Ritz values and residuals of g on v, `g` is at most, in the order
     of positive semidefinite matrices,
 
-        diag(theta) + r^T r / e   on the span of v,   mu + e   beside it
+        diag(theta) + r^T r / e   on the span of v,   mu + e   beside it,
 
     for every e > 0, if mu bounds g beside v. So the k largest eigenvalues of g sum to
     at most `sum_i max(eigenvalue_i(diag(theta) + r^T r / e), mu + e)`. That mu is a
-    bound is proved by the Cholesky factorisation of `mu - g` beside v; Lanczos only
-    proposes it. The best e of a grid is taken.
+    bound is proved, to rounding, by the Cholesky factorisation of `mu - g` beside v;
+    Lanczos only proposes it. The best e of a grid is taken.
 
     Args:
       x: The matrix, m >= n.
@@ -131,8 +133,9 @@ def certify(
       Parlett, "The Symmetric Eigenvalue Problem", 1998, chapters 10 and 11.
     """
     unit = np.max(np.abs(x))
-    if not unit > 0:
-        return (unit * 0.0,) * 3
+    if not 0 < unit < np.inf:
+        nothing = 0.0 if unit == 0 else float("nan")
+        return nothing, nothing, nothing
     x, ours = x / unit, ours / unit
     total, left = np.sum(x * x), np.sum((x - ours) ** 2)
     g = x.T @ x
@@ -159,8 +162,10 @@ def _bound(g: Float[np.ndarray, "n n"], most: float) -> float:
     """A proved upper bound on the largest eigenvalue of `g`, as tight as it can be."""
     n = len(g)
     guess = 0.0
-    if n > 2:
-        with contextlib.suppress(scipy.sparse.linalg.ArpackNoConvergence):
+    if n < _SMALL:
+        guess = max(0.0, float(np.linalg.eigvalsh(g)[-1]))
+    else:
+        with contextlib.suppress(scipy.sparse.linalg.ArpackError):
             start = np.random.default_rng(0).standard_normal(n)
             top = scipy.sparse.linalg.eigsh(
                 g, k=1, which="LA", v0=start, return_eigenvectors=False

@@ -22,3 +22,12 @@ class Solved(NamedTuple):
     error: Any
     products: Any
     fell_back: Any
+
+
+def workspace(m: int, n: int, *, itemsize: int) -> int:
+    """Bytes that solving one matrix takes.
+
+    The matrix scaled, its residual or full factors, and squares of the smaller side:
+    the Gram matrix, blocks and their images.
+    """
+    return itemsize * (3 * m * n + 4 * min(m, n) ** 2)

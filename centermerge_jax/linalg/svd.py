@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from centermerge_jax.errors import ParameterError
-from centermerge_jax.host_memory import on_host
+from centermerge_jax.host_memory import as_jax, on_host
 from centermerge_jax.linalg.device import solve_on_device
 from centermerge_jax.linalg.host import solve_on_host
 from centermerge_jax.linalg.leading import block_width
@@ -28,6 +28,10 @@ SOLVERS: tuple[Solver, ...] = ("auto", "exact", "gram", "subspace")
 MEMORY = 2**30
 """Default bytes for the work space of factorisations in flight."""
 
+BYTES_PER_NUMBER = 12
+"""What a budget reckons for each number of a task vector: it in float32, as much again
+stacked or copied, and as work space."""
+
 TOLERANCE = 3e-5
 """Default bound on a result's distance from the optimum, relative to the matrix.
 
@@ -39,8 +43,9 @@ def choose_solver(k: int, size: int) -> Solver:
     """What `auto` stands for when keeping `k` of `size = min(m, n)` directions.
 
     The limits are where the measured times cross (`experiments/benchmarks/solvers.py`,
-    CPU): below 200 a dense eigensolver is as fast as the iteration, and below 64 the
-    full decomposition; beyond a third of the rank the blocks get too wide.
+    on CPU; GPU and TPU get the same, unmeasured): below 200 a dense eigensolver is as
+    fast as the iteration, and below 64 the full decomposition; beyond a third of the
+    rank the blocks get too wide.
 
     Example:
       >>> choose_solver(61, 768), choose_solver(300, 768), choose_solver(768, 768)
@@ -75,11 +80,11 @@ def truncated_svd(
       x: Matrices; low-precision types are widened to float32 a few at a time.
       rank: Share of `min(m, n)` in (0, 1], or a number of directions.
       solver: `auto`, `exact`, `gram` or `subspace`; see `choose_solver` for `auto`.
-      tolerance: Largest `sqrt(|x - ours|^2 - |x - best|^2) / |x|`, in Frobenius norms.
+      tolerance: Largest `sqrt(|x - ours|^2 - |x - best|^2) / |x|`, in Frobenius norms,
+        as estimated for each matrix.
       key: Typed PRNG key of the iteration's start; `jax.random.key(0)` by default. It
         changes the result within `tolerance`.
-      memory: Bytes of work space; more matrices than fit are solved one chunk after
-        another.
+      memory: Bytes of work space; no more matrices than fit are solved at a time.
 
     Returns:
       Factors in float32 (float64 for float64 input). Singular vectors are unique only
@@ -132,7 +137,7 @@ def solve(
       key: Of the start.
       memory: Bytes.
     """
-    check_solver(solver, tolerance)
+    check_solver(solver, tolerance, memory)
     for x in stacks:
         check_matrices(x)
     m, n = stacks[0].shape[-2:]
@@ -146,7 +151,7 @@ def solve(
     how = {"k": k, "solver": solver, "tolerance": tolerance, "dtype": dtype}
     empty = not any(math.prod(x.shape) for x in stacks)
     if all(map(on_host, stacks)) and not empty and not isinstance(start, Tracer):
-        solved = _on_host(stacks, start, **how)
+        solved = _on_host(stacks, start, memory=memory, **how)
     else:
         flat = jnp.concatenate([jnp.asarray(x).reshape(-1, m, n) for x in stacks])
         run = functools.partial(solve_on_device, memory=memory, **how)
@@ -187,11 +192,11 @@ def svd_report(
       >>> round(float(report.energy), 3), bool(report.excess < 1e-6)
       (0.929, True)
     """
-    if isinstance(x, Tracer):
-        raise ParameterError("svd_report looks at values: call it outside of jax.jit")
     (solved,) = solve(
         [x], rank=rank, solver=solver, tolerance=tolerance, key=key, memory=memory
     )
+    if isinstance(solved.error, Tracer):
+        raise ParameterError("svd_report looks at values: call it outside of jax.jit")
     factors = [np.asarray(y, np.float64) for y in (solved.u, solved.s, solved.vh)]
     measures = np.zeros((3, *x.shape[:-2]))
     for index in np.ndindex(x.shape[:-2]):
@@ -216,15 +221,20 @@ def _on_host(stacks: Sequence[Any], start: Any, **how: Any) -> Solved:
         x[index] for x in map(np.asarray, stacks) for index in np.ndindex(x.shape[:-2])
     ]
     solved = solve_on_host(matrices, np.asarray(start), **how)
-    return Solved(*(jnp.asarray(np.stack(y)) for y in zip(*solved, strict=True)))
+    fields = [np.stack(y) for y in zip(*solved, strict=True)]
+    return Solved(*(as_jax(y, like=stacks[0]) for y in fields))
 
 
-def check_solver(solver: Any, tolerance: Any) -> None:
-    """Checks the two.
+def check_solver(solver: Any, tolerance: Any = TOLERANCE, memory: Any = MEMORY) -> None:
+    """Checks how matrices are to be solved.
 
     Raises:
-      ParameterError: There is no such solver, or the tolerance is no positive number.
+      ParameterError: There is no such solver, the tolerance is not in (0, 1), or the
+        memory is no positive number of bytes.
     """
+    whole = isinstance(memory, int | np.integer) and not isinstance(memory, bool)
+    if not whole or memory < 1:
+        raise ParameterError(f"memory is a whole number of bytes, got {memory!r}")
     if solver not in SOLVERS:
         raise ParameterError(f"solver is one of {', '.join(SOLVERS)}; got {solver!r}")
     if isinstance(tolerance, Tracer):
@@ -236,8 +246,11 @@ def check_solver(solver: Any, tolerance: Any) -> None:
 def _start(key: Any, n: int, b: int, dtype: Any) -> Float[Array, "n b"]:
     if key is None:
         key = jax.random.key(0)
-    elif not jnp.issubdtype(getattr(key, "dtype", np.int32), jax.dtypes.prng_key):
-        raise ParameterError("key is a typed PRNG key: jax.random.key(seed)")
+    elif (
+        not jnp.issubdtype(getattr(key, "dtype", np.int32), jax.dtypes.prng_key)
+        or key.ndim
+    ):
+        raise ParameterError("key is one typed PRNG key: jax.random.key(seed)")
     return jax.random.normal(key, (n, b), dtype)
 
 

@@ -6,6 +6,7 @@ from centermerge_jax.errors import ParameterError
 from centermerge_jax.linalg import MEMORY, LowRank, Solver
 from centermerge_jax.methods.truncated import merge_truncated
 from centermerge_jax.ranks import Rank
+from centermerge_jax.scales import leaf_scales
 from centermerge_jax.task_vectors import Experts, TaskVectors, combine, subtract
 from centermerge_jax.trees import Params, named_experts
 from centermerge_jax.views import Views
@@ -85,6 +86,7 @@ def truncated_task_arithmetic(
     _check_rest(rest)
     trees = named_experts(experts)
     tasks = tuple(trees)
+    leaf_scales(scale, base, tasks)  # says what is wrong with it, if anything is
     # Whatever an expert is called, the base needs a name that is not taken.
     name = "base" if "base" not in trees else "the base"
     return merge_truncated(

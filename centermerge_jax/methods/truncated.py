@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from centermerge_jax.linalg import Solver
+from centermerge_jax.linalg import Solver, check_solver
 from centermerge_jax.parts import Leaves, in_parts
 from centermerge_jax.ranks import Rank, check_fits, check_rank, resolve_rank
-from centermerge_jax.task_vectors import TaskVectors, combine_leaves
+from centermerge_jax.task_vectors import TaskVectors, check_dtype, combine_leaves
 from centermerge_jax.transforms import truncate
 from centermerge_jax.trees import Params
 from centermerge_jax.views import Table, Views, resolve
@@ -38,6 +38,8 @@ def merge_truncated(
       any_dtype: As for `trees.align`.
     """
     rank = check_rank(rank)
+    check_solver(solver, memory=memory)
+    check_dtype(dtype)
     table = resolve(next(iter(trees.values())), views)
     sizes = {name: view.size for name, view in table.items() if view is not None}
     check_fits(rank, sizes)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from centermerge_jax.errors import ParameterError, ViewError
 from centermerge_jax.host_memory import on_host
 from centermerge_jax.linalg import (
+    BYTES_PER_NUMBER,
     MEMORY,
     TOLERANCE,
     LowRank,
@@ -57,7 +58,8 @@ def truncate(
       memory: Bytes of deltas and work space in one batched factorisation.
       donate: Delete each delta from `tv` once its factors are there, as
         `jax.jit(donate_argnums=...)` would: factors and the deltas not yet truncated
-        are then all that is held.
+        are then all that is held. An array that is the delta of two leaves cannot be
+        donated.
 
     Returns:
       Task vectors whose matrix leaves are `LowRank`.
@@ -72,7 +74,7 @@ def truncate(
       and each leaf holds its slice of the joined side's factor.
     """
     rank = check_rank(rank)
-    check_solver(solver, tolerance)
+    check_solver(solver, tolerance, memory)
     deltas: dict[str, Any] = {n: delta for n, (_, delta) in tv.flat().items()}
     table = _view_table(tv, deltas, views)
     matrices = {name: view for name, view in table.items() if view is not None}
@@ -87,8 +89,7 @@ def truncate(
             dense[name] = view
     how = {"solver": solver, "tolerance": tolerance, "memory": memory}
     dtypes = {name: deltas[name].dtype for name in dense}
-    # Beside the deltas, up to twice as much: stacked, and as work space.
-    most = memory / (3 * 4 * len(tv.tasks))
+    most = memory / (BYTES_PER_NUMBER * len(tv.tasks))
     for bundles in groups(dense, dtypes, most=most):
         stacks = [[deltas[name] for name in bundle] for bundle in bundles]
         layouts = [[dense[name] for name in bundle] for bundle in bundles]

@@ -55,6 +55,13 @@ def test_uncentred_control_in_parts_is_its_composition():
             np.testing.assert_allclose(leaf, wanted, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("scale", [np.nan, np.ones(2, np.float32), "1"])
+def test_uncentred_control_checks_its_scale_first(scale, monkeypatch):
+    monkeypatch.setattr(cm.task_vectors, "_on_host", None)
+    with pytest.raises(cm.ParameterError, match="scale"):
+        cm.truncated_task_arithmetic(trees(), expert(9, blocks=3), rank=4, scale=scale)
+
+
 def test_parts_are_as_small_as_the_budget_says(monkeypatch):
     seen = []
     original = parts._parts
@@ -120,6 +127,8 @@ def test_host_leaves_inputs_alone_and_stays_on_their_device():
     second = jax.devices()[1]
     moved = jax.device_put({k: {"w": v["embed"]} for k, v in given.items()}, second)
     assert cm.center(moved).deltas["w"]["embedding"].devices() == {second}
+    factors = cm.truncated_svd(moved["a"]["w"]["embedding"], rank=2)
+    assert factors.u.devices() == {second}
 
 
 def test_memory_is_shared_not_copied():

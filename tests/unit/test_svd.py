@@ -73,7 +73,7 @@ def test_prescribed_spectra(where, solver):
     run = functools.partial(solved, solver=solver)
     if where == "jit":
         run = jax.jit(run)
-    for unit in (1.0, 1e-20, 1e20):
+    for unit in (1.0, 1e-20, 1e-7, 1e8, 1e20):
         x = np.float32(np.stack([matrix(s) for s in SPECTRA.values()]) * unit)
         tall = jax.tree.map(np.asarray, run(jnp.asarray(x)))
         wide = jax.tree.map(np.asarray, run(jnp.asarray(x.swapaxes(-1, -2))))
@@ -103,6 +103,23 @@ def check_factors(kind, x, result):
     assert np.abs(result.vh @ result.vh.T - np.eye(K)).max() < 2e-5, kind
     left = result.u[:, result.s > 0.03 * result.s.max()]
     assert np.abs(left.T @ left - np.eye(left.shape[1])).max(initial=0) < 1e-3, kind
+
+
+@pytest.mark.parametrize("solver", ["gram", "subspace"])
+def test_every_scale(solver):
+    # Squares of x, and squares of its Gram matrix, have to stay in range.
+    jitted = jax.jit(functools.partial(solved, solver=solver))
+    x = np.float32(matrix(FALLING))
+    for power in range(-30, 37, 3):
+        y = x * np.float32(10.0**power)
+        for run in (functools.partial(solved, solver=solver), jitted):
+            result = run(jnp.asarray(y))
+            assert excess(np.float64(y), dense(result)) < TOLERANCE, power
+            assert result.error > 0
+    huge = np.diag(np.float32([3.3e38, 1e38, *np.ones(70)]))
+    np.testing.assert_allclose(
+        solved(jnp.asarray(huge), rank=2, solver=solver).s, [3.3e38, 1e38], rtol=1e-6
+    )
 
 
 def test_what_squaring_drowns_is_decomposed_fully_and_counted():
@@ -213,6 +230,8 @@ def test_a_memory_budget_changes_nothing_but_the_chunks():
             dense(run(x, memory=memory)), dense(whole), atol=1e-5
         )
     assert device.chunk_size(7, M, N, itemsize=4, memory=1) == 1
+    with pytest.raises(cm.ParameterError, match="whole number of bytes"):
+        run(x, memory=0)
     assert device.chunk_size(7, M, N, itemsize=4, memory=2**30) == 7
     # as even as they can be: 4 + 3, not 6 + 1
     six = 6 * 4 * (3 * M * N + 4 * N * N)
@@ -243,6 +262,34 @@ def test_report_bounds_the_true_excess_and_tightly():
             assert report.energy[i] == pytest.approx(
                 (np.linalg.norm(ours[i]) / norm) ** 2, abs=1e-7
             )
+
+
+@pytest.mark.parametrize(
+    ("x", "rank"),
+    [
+        (np.eye(8), 8),
+        (np.diag([1.0, 1, 0, 0, 0]), 2),
+        (np.diag([1.0, 0.99]), 1),
+        (np.random.default_rng(0).normal(size=(50, 2)), 1),
+        (np.pad(np.eye(3), (0, 77)), 5),
+        (np.ones((1, 1)), 1),
+        (np.zeros((4, 3)), 2),
+    ],
+)
+def test_report_of_simple_matrices_is_tight(x, rank):
+    report = cm.svd_report(jnp.asarray(x, jnp.float32), rank=rank)
+    assert report.excess < 1e-6
+    for bad in (np.nan, np.inf):
+        broken = np.float32(x)
+        broken[0, 0] = bad
+        assert np.isnan(cm.svd_report(jnp.asarray(broken), rank=rank).excess)
+
+
+def test_report_is_refused_under_jit():
+    x = jnp.ones((4, 4))
+    for run in (lambda x: cm.svd_report(x, rank=1), lambda _: cm.svd_report(x, rank=1)):
+        with pytest.raises(cm.ParameterError, match=r"outside of jax\.jit"):
+            jax.jit(run)(x)
 
 
 def test_certificate_sees_a_direction_that_was_missed():
@@ -322,7 +369,8 @@ def test_one_core_is_enough(solver):
 def test_blas_threads_are_given_back_even_after_an_error():
     blas = host._blas()
     before = [lib["num_threads"] for lib in blas.info()]
-    how = {"k": 2, "solver": "gram", "tolerance": 1e-4, "dtype": np.dtype("float32")}
+    how = {"k": 2, "solver": "gram", "tolerance": 1e-4, "memory": 2**30}
+    how["dtype"] = np.dtype("float32")
     with pytest.raises(Exception, match=r"no matrix|astype"):
         host.solve_on_host([np.ones((9, 9)), "no matrix"], np.ones((9, 9)), **how)
     assert [lib["num_threads"] for lib in blas.info()] == before
