@@ -155,7 +155,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
 def torch_or_none() -> Any:
     """The `torch` module, or None with a word to the reader if it is not installed."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  no dependency
     except ImportError:
         print("torch is not installed: its peers are left out (pip install torch)")
         return None

@@ -140,7 +140,7 @@ def _measure_torch(
     architecture: Architecture, named: Any, merged: Any, *, layers: int | None
 ) -> dict[str, Any]:
     """Seconds of the formula in PyTorch, and its distance from our result."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  no dependency
 
     layers = min(layers or architecture.layers, architecture.layers)
     trees = {
@@ -183,7 +183,7 @@ def _measure_torch(
 
 def _fastest_threads(first: dict[str, list[Any]]) -> dict[tuple[int, ...], int]:
     """For each shape the number of threads with which PyTorch is faster."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  no dependency
 
     fastest = {}
     for leaves in first.values():
@@ -200,7 +200,7 @@ def _fastest_threads(first: dict[str, list[Any]]) -> dict[tuple[int, ...], int]:
 
 def _paper(leaves: list[Any]) -> Any:
     """`mean + scale * sum_t SVD_k(theta_t - mean)`, with full decompositions."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  no dependency
 
     mean = _mean(leaves)
     total = torch.zeros_like(mean)
@@ -212,7 +212,7 @@ def _paper(leaves: list[Any]) -> Any:
 
 
 def _mean(leaves: list[Any]) -> Any:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  no dependency
 
     return torch.mean(torch.stack(leaves), dim=0)
 
