@@ -8,7 +8,7 @@ from centermerge_jax.methods.truncated import merge_truncated
 from centermerge_jax.ranks import Rank
 from centermerge_jax.scales import leaf_scales
 from centermerge_jax.task_vectors import Experts, TaskVectors, combine, subtract
-from centermerge_jax.trees import Params, named_experts
+from centermerge_jax.trees import Params, named_experts, named_leaves
 from centermerge_jax.views import Views
 
 Rest = Literal["sum", "mean", "base"]
@@ -65,7 +65,7 @@ def truncated_task_arithmetic(
       experts: Fine-tuned parameters of at least one expert.
       base: The parameters that they were fine-tuned from.
       rank: Share of `min(m, n)` in (0, 1], or a number of directions.
-      scale: One number, or an array `[tasks]`.
+      scale: One number, or as for `cm.combine`.
       views: Which leaves are matrices; `cm.views.auto` by default.
       rest: What becomes of leaves that are no matrices: `mean` takes the experts' mean
         (as CART does, so that only the matrices differ), `sum` adds the whole vectors
@@ -86,14 +86,16 @@ def truncated_task_arithmetic(
     _check_rest(rest)
     trees = named_experts(experts)
     tasks = tuple(trees)
-    leaf_scales(scale, base, tasks)  # says what is wrong with it, if anything is
+    by_leaf = dict(
+        zip(named_leaves(base), leaf_scales(scale, base, tasks), strict=True)
+    )
     # Whatever an expert is called, the base needs a name that is not taken.
     name = "base" if "base" not in trees else "the base"
     return merge_truncated(
         lambda part: subtract({task: part[task] for task in tasks}, part[name]),
         trees | {name: base},
         rank=rank,
-        scales=lambda tv: rest_scales(tv, scale=scale, rest=rest),
+        scales=lambda tv: _with_rest(tv, [by_leaf[leaf] for leaf in tv.flat()], rest),
         views=views,
         solver=solver,
         dtype=dtype,
@@ -109,9 +111,15 @@ def rest_scales(tv: TaskVectors, *, scale: Any, rest: Rest) -> list[Any]:
       ParameterError: `rest` is none of `sum`, `mean` and `base`.
     """
     _check_rest(rest)
-    dense = {"sum": scale, "mean": 1.0 / len(tv.tasks), "base": 0.0}[rest]
-    deltas = [delta for _, delta in tv.flat().values()]
-    return [scale if isinstance(delta, LowRank) else dense for delta in deltas]
+    return _with_rest(tv, leaf_scales(scale, tv.origin, tv.tasks), rest)
+
+
+def _with_rest(tv: TaskVectors, scales: list[Any], rest: Rest) -> list[Any]:
+    dense = {"mean": 1.0 / len(tv.tasks), "base": 0.0}
+    return [
+        scale if isinstance(delta, LowRank) else dense.get(rest, scale)
+        for scale, (_, delta) in zip(scales, tv.flat().values(), strict=True)
+    ]
 
 
 def _check_rest(rest: str) -> None:

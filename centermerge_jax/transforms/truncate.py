@@ -1,6 +1,7 @@
 """Keep the leading singular directions of every matrix of every task vector."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,7 +90,10 @@ def truncate(
             dense[name] = view
     how = {"solver": solver, "tolerance": tolerance, "memory": memory}
     dtypes = {name: deltas[name].dtype for name in dense}
-    most = memory / (BYTES_PER_NUMBER * len(tv.tasks))
+    # Under jax.jit the solver itself goes through a group in chunks: one program then
+    # holds one solver for each shape, however deep the model.
+    traced = any(isinstance(deltas[name], Tracer) for name in dense)
+    most = math.inf if traced else memory / (BYTES_PER_NUMBER * len(tv.tasks))
     for bundles in groups(dense, dtypes, most=most):
         stacks = [[deltas[name] for name in bundle] for bundle in bundles]
         layouts = [[dense[name] for name in bundle] for bundle in bundles]

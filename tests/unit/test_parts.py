@@ -55,6 +55,26 @@ def test_uncentred_control_in_parts_is_its_composition():
             np.testing.assert_allclose(leaf, wanted, atol=1e-5, err_msg=name)
 
 
+def test_uncentred_control_takes_a_scale_by_task():
+    base, by_task = expert(9, blocks=3), {"a": 1.0, "b": 0.5, "c": 2.0, "d": 1.5}
+    run = lambda scale: cm.truncated_task_arithmetic(  # noqa: E731
+        trees(), base, rank=4, scale=scale, rest="sum", memory=1
+    )
+    array = np.float32(list(by_task.values()))
+    chex.assert_trees_all_close(run(by_task), run(array), atol=1e-6)
+
+
+def test_a_jitted_truncation_holds_one_solver_for_each_shape():
+    def loops(blocks):
+        named = {str(i): expert(i, blocks=blocks)["blocks"] for i in range(3)}
+        run = jax.jit(
+            lambda e: cm.truncate(cm.center(e), rank=4, solver="subspace", memory=1)
+        )
+        return run.lower(named).as_text().count("stablehlo.while")
+
+    assert loops(2) == loops(4) > 0
+
+
 @pytest.mark.parametrize("scale", [np.nan, np.ones(2, np.float32), "1"])
 def test_uncentred_control_checks_its_scale_first(scale, monkeypatch):
     monkeypatch.setattr(cm.task_vectors, "_on_host", None)
