@@ -105,6 +105,16 @@ def check_factors(kind, x, result):
     assert np.abs(left.T @ left - np.eye(left.shape[1])).max(initial=0) < 1e-3, kind
 
 
+def test_nothing_found_is_no_success():
+    from centermerge_jax.linalg.leading import block_error
+
+    zero = np.zeros((6, 4), np.float32)
+    lost = block_error(np, zero, zero, zero[0], energy=np.float32(1), k=2)
+    empty = block_error(np, zero, zero, zero[0], energy=np.float32(0), k=2)
+    assert np.isnan(lost)
+    assert empty == 0
+
+
 @pytest.mark.parametrize("solver", ["gram", "subspace"])
 def test_every_scale(solver):
     # Squares of x, and squares of its Gram matrix, have to stay in range.
