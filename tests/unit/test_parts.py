@@ -70,7 +70,7 @@ def test_a_jitted_truncation_holds_one_solver_for_each_shape():
         run = jax.jit(
             lambda e: cm.truncate(cm.center(e), rank=4, solver="subspace", memory=1)
         )
-        return run.lower(named).as_text().count("call @solve_on_device")
+        return run.lower(named).as_text().count("call @_solve_joint")
 
     assert calls(2) == calls(4) > 0
 
