@@ -16,6 +16,18 @@ Format = Literal["safetensors", "hub", "orbax"]
 Leaf = np.ndarray | int | float | bool | str
 """An array; or, from Orbax, a Python number or string that was saved as such."""
 
+Allocate = Callable[[int], np.ndarray]
+"""Gives memory for so many bytes, as `uint8[bytes]`."""
+
+Fetch = Callable[[Sequence[str], Allocate], Iterator[tuple[str, Leaf]]]
+"""Yields leaves by name. Formats whose bytes are read as they are put them into what
+is allocated; the others ignore it."""
+
+
+def fresh(size: int) -> np.ndarray:
+    """New memory for so many bytes."""
+    return np.empty(size, np.uint8)
+
 
 @dataclass(frozen=True)
 class LeafInfo:
@@ -69,7 +81,7 @@ class Checkpoint:
     format: Format
     leaves: Mapping[str, LeafInfo]
     files: Mapping[Path, int]
-    fetch: Callable[[Sequence[str]], Iterator[tuple[str, Leaf]]] = field(repr=False)
+    fetch: Fetch = field(repr=False)
     sidecars: tuple[Path, ...] = ()
     subtree: tuple[str, ...] = ()
     structure: Any = field(default=None, repr=False)
@@ -89,12 +101,14 @@ class Checkpoint:
         names: Iterable[str] | None = None,
         *,
         progress: Callable[[str, int], object] | None = None,
+        allocate: Allocate = fresh,
     ) -> dict[str, Leaf]:
         """Reads leaves into memory.
 
         Args:
           names: Which leaves; all of them by default.
           progress: Called after every leaf with its name and bytes.
+          allocate: Gives the memory for leaves whose bytes are read as they are.
 
         Returns:
           Leaf by name, in the order asked for.
@@ -108,7 +122,7 @@ class Checkpoint:
                 hint = did_you_mean(name, self.leaves)
                 raise CheckpointError(f"{self.path}: no leaf {name!r}{hint}")
         found: dict[str, Leaf] = {}
-        for name, leaf in self.fetch(wanted):
+        for name, leaf in self.fetch(wanted, allocate):
             self._check(name, leaf)
             found[name] = leaf
             if progress is not None:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from centermerge_jax.checkpoints import orbax_trees
-from centermerge_jax.checkpoints.checkpoint import Leaf, LeafInfo
+from centermerge_jax.checkpoints.checkpoint import Allocate, Fetch, Leaf, LeafInfo
 from centermerge_jax.errors import CheckpointError
 
 _T = TypeVar("_T")
@@ -174,10 +174,11 @@ def _reason(error: Exception) -> str:
     return ": ".join(plain.split(": ")[-2:])[:300]
 
 
-def reader(part: Part) -> Callable[[Sequence[str]], Iterator[tuple[str, Leaf]]]:
+def reader(part: Part) -> Fetch:
     """Returns the function that yields leaves by name, several per call of Orbax."""
 
-    def fetch(names: Sequence[str]) -> Iterator[tuple[str, Leaf]]:
+    def fetch(names: Sequence[str], allocate: Allocate) -> Iterator[tuple[str, Leaf]]:
+        del allocate  # Orbax brings its own memory
         for batch in _batches(names, part.leaves):
             found = None
             with contextlib.suppress(Exception):

@@ -6,7 +6,7 @@ the numpy framework knows no float8: one seek and one read per leaf.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from centermerge_jax.checkpoints.checkpoint import Leaf, LeafInfo
+from centermerge_jax.checkpoints.checkpoint import Allocate, Fetch, Leaf, LeafInfo
 from centermerge_jax.errors import CheckpointError, listing
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -182,29 +182,31 @@ def _weight_map(index: Path) -> dict[str, str]:
     return dict(pairs)
 
 
-def reader(
-    placed: Mapping[str, Placed],
-) -> Callable[[Sequence[str]], Iterator[tuple[str, Leaf]]]:
+def reader(placed: Mapping[str, Placed]) -> Fetch:
     """Returns the function that yields leaves by name, one read each."""
 
-    def fetch(names: Sequence[str]) -> Iterator[tuple[str, Leaf]]:
+    def fetch(names: Sequence[str], allocate: Allocate) -> Iterator[tuple[str, Leaf]]:
         for name in names:
-            yield name, _read(placed[name], name)
+            yield name, _read(placed[name], name, allocate)
 
     return fetch
 
 
-def _read(place: Placed, name: str) -> np.ndarray:
+def _read(place: Placed, name: str, allocate: Allocate) -> np.ndarray:
     # Read, not mapped: a mapped file that is truncated later kills the process with a
-    # bus error, and every leaf is used once anyway.
-    size = place.info.nbytes
+    # bus error, its pages count as resident, and every leaf is used once anyway.
+    raw = allocate(place.info.nbytes)[: place.info.nbytes]
+    filled = 0
     try:
-        raw = np.fromfile(place.file, np.uint8, count=size, offset=place.offset)
+        with place.file.open("rb", buffering=0) as stream:
+            stream.seek(place.offset)
+            while filled < raw.size and (count := stream.readinto(raw[filled:])):
+                filled += count
     except OSError as error:
         raise CheckpointError(f"{place.file}: {name}: {error.strerror}") from error
-    if raw.size < size:
+    if filled < raw.size:
         raise CheckpointError(
-            f"{place.file}: {name}: the file ended after {raw.size} of {size} bytes; "
+            f"{place.file}: {name}: the file ended after {filled} of {raw.size} bytes; "
             "was it changed while being read?"
         )
     return raw.view(place.info.dtype).reshape(place.info.shape)
