@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from centermerge_jax import stream as stream
     from centermerge_jax import views as views
     from centermerge_jax.errors import CheckpointError as CheckpointError
     from centermerge_jax.errors import DataError as DataError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from centermerge_jax.linalg import recorded_solves as recorded_solves
     from centermerge_jax.linalg import svd_report as svd_report
     from centermerge_jax.linalg import truncated_svd as truncated_svd
+    from centermerge_jax.low_rank_experts import center_factors as center_factors
+    from centermerge_jax.low_rank_experts import subtract_factors as subtract_factors
     from centermerge_jax.methods import METHODS as METHODS
     from centermerge_jax.methods import cart as cart
     from centermerge_jax.methods import task_arithmetic as task_arithmetic
@@ -65,6 +68,7 @@ _HOMES = {
     "ViewError": "errors",
     "cart": "methods",
     "center": "task_vectors",
+    "center_factors": "low_rank_experts",
     "combine": "task_vectors",
     "orthonormalize": "linalg",
     "polar": "linalg",
@@ -72,6 +76,7 @@ _HOMES = {
     "recorded_solves": "linalg",
     "select": "task_vectors",
     "subtract": "task_vectors",
+    "subtract_factors": "low_rank_experts",
     "svd_report": "linalg",
     "task_arithmetic": "methods",
     "truncate": "transforms",
@@ -79,7 +84,7 @@ _HOMES = {
     "truncated_task_arithmetic": "methods",
     "weight_average": "methods",
 }
-_MODULES = ("views",)
+_MODULES = ("stream", "views")
 
 __all__ = [
     "METHODS",
@@ -96,13 +101,16 @@ __all__ = [
     "ViewError",
     "cart",
     "center",
+    "center_factors",
     "combine",
     "orthonormalize",
     "polar",
     "project",
     "recorded_solves",
     "select",
+    "stream",
     "subtract",
+    "subtract_factors",
     "svd_report",
     "task_arithmetic",
     "truncate",

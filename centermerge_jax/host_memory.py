@@ -7,6 +7,7 @@ large ones.
 
 import ctypes
 import math
+import os
 from typing import Any
 
 import jax
@@ -41,6 +42,42 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
+class Arena:
+    """Memory that is used again and again, as the system is slow to give new one.
+
+    Example:
+      >>> arena = Arena()
+      >>> arena.clear(1000)
+      >>> x = arena.allocate(600).view(np.float32)
+      >>> arena.holds(x), x.ctypes.data % 64
+      (True, 0)
+    """
+
+    def __init__(self) -> None:
+        """Takes no memory yet."""
+        self._memory = np.empty(0, np.uint8)
+        self._used = 0
+
+    def clear(self, size: int) -> None:
+        """Forgets all that was allocated, and sees to it that so many bytes fit in."""
+        self._used = 0
+        if size > self._memory.size:
+            del self._memory  # before there is more
+            self._memory = empty((size,), np.uint8)
+
+    def allocate(self, size: int) -> np.ndarray:
+        """Some of the memory, as `uint8[size]`; fresh memory when it is used up."""
+        start = -(-self._used // _ALIGNMENT) * _ALIGNMENT
+        if start + size > self._memory.size:
+            return empty((size,), np.uint8)
+        self._used = start + size
+        return self._memory[start : self._used]
+
+    def holds(self, x: np.ndarray) -> bool:
+        """Whether an array may lie in this memory."""
+        return np.may_share_memory(x, self._memory)
+
+
 def as_jax(x: np.ndarray, like: Any = None) -> Array:
     """The same memory as a JAX array; nobody may write to it any more.
 
@@ -50,6 +87,13 @@ def as_jax(x: np.ndarray, like: Any = None) -> Array:
     """
     device = next(iter(like.devices())) if isinstance(like, jax.Array) else None
     return jax.device_put(x, device, may_alias=True)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # where processes are not bound to cores
 
 
 def give_back() -> None:

@@ -1,33 +1,48 @@
-"""Merging checkpoints on disk into a new one.
+"""Merging checkpoints on disk into a new one, part by part.
 
 The same pure functions as in memory, applied to flat dictionaries from leaf name to
-array, after `planning.plan` has found nothing wrong.
+array, after `planning.plan` has found nothing wrong. While a part is merged, the next
+is read and checked and the last is written.
 """
 
 import dataclasses
+import hashlib
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from centermerge_jax.checkpoints import (
+    Checkpoint,
     Format,
+    HopelessError,
+    Stage,
     choose_format,
     describe,
+    finish,
     non_finite,
+    prepare,
     refuse_existing,
-    save,
+    sha256,
+    staged,
 )
-from centermerge_jax.errors import CheckpointError, listing
+from centermerge_jax.division import Part
+from centermerge_jax.errors import listing
+from centermerge_jax.host_memory import Arena, give_back
 from centermerge_jax.linalg import recorded_solves
-from centermerge_jax.planning import Plan, cast, find_method
-from centermerge_jax.progress import Report, silent
+from centermerge_jax.planning import Plan, cast, check_memory, find_method
+from centermerge_jax.progress import Report, silent, size_text
+from centermerge_jax.ranks import resolve_rank
 from centermerge_jax.recipe import Recipe
 from centermerge_jax.trees import compute_dtype
 from centermerge_jax.views import digest
+
+Leaves = dict[str, Any]
 
 
 def merge(
@@ -35,6 +50,8 @@ def merge(
     output: str | Path,
     *,
     format: Format | None = None,  # noqa: A002  the word that users know
+    resume: bool = False,
+    hash_files: bool = False,
     command: Sequence[str] | None = None,
     progress: Report = silent,
 ) -> dict[str, Any]:
@@ -44,6 +61,8 @@ def merge(
       todo: What `planning.plan` made of a recipe.
       output: A path ending in `.safetensors` for one file, else a folder.
       format: Of an output folder; by default that of the first expert.
+      resume: Continue an unfinished merge into this output, if there is one.
+      hash_files: Note the SHA-256 of whole input files too, not of tensors only.
       command: The command line to note in the manifest.
       progress: Told what is being done.
 
@@ -51,77 +70,260 @@ def merge(
       The manifest.
 
     Raises:
-      MergeError: Something is wrong with the files or the output; nothing is written.
+      MergeError: Something is wrong with the files or the output. What was finished of
+        the merge is kept to be continued, unless the inputs are at fault.
     """
     started = time.perf_counter()
-    recipe = todo.recipe
-    template = next(iter(todo.models.values()))
+    output = Path(output)
+    check_memory(todo)
     refuse_existing(output)
-    choose_format(Path(output), template, format)
-    trees = _read(todo, progress)
-    progress("merging", 0.0)
-    method = find_method(recipe.method)
-    base = (trees.pop("base"),) if method.needs_base else ()
-    with recorded_solves() as solves:
-        result = method.function(trees, *base, **todo.hyperparameters)
-    merged = {
-        name: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
-        for name, leaf in result.items()
-    }
-    inputs = dict(todo.models)
+    template = next(iter(todo.models.values()))
     if todo.keeper is not None:
-        kept = todo.keeper.read_all(todo.leaves.kept)
-        _check_finite(str(recipe.keep_from), kept)
-        merged |= cast(kept, np.dtype(recipe.dtype)) if recipe.dtype else kept
-        inputs[str(recipe.keep_from)] = todo.keeper
         # A kept head goes with the configuration that names its classes.
         template = dataclasses.replace(template, sidecars=todo.keeper.sidecars)
-    # A narrow type may overflow where the inputs did not.
-    _check_finite("the merged model", merged)
-    progress("writing", 0.0)
-    manifest = describe(
-        method=recipe.method,
-        hyperparameters=_chosen(recipe),
-        inputs=inputs,
-        started=started,
-        views_digest=digest(todo.views) if todo.views else None,
-        command=command,
-    )
-    manifest["warnings"] = list(todo.warnings)
-    manifest["solves"] = [dataclasses.asdict(solve) for solve in solves]
-    save(merged, output, manifest=manifest, template=template, format=format)
-    progress("writing", 1.0)
+    kind = choose_format(output, template, format)
+    layout = prepare(todo.outputs, output, kind, template)
+    with staged(output, layout, _identity(todo, kind), resume=resume) as stage:
+        for text, share in _merge_parts(todo, stage):
+            progress(text, share)
+        notes = [stage.finished[number] for number in range(len(todo.parts))]
+        manifest = describe(
+            method=todo.recipe.method,
+            hyperparameters=_chosen(todo.recipe),
+            inputs=_inputs(todo),
+            digests=_digests(notes),
+            hash_files=hash_files,
+            started=started,
+            views_digest=digest(todo.views) if todo.views else None,
+            command=command,
+        )
+        manifest["warnings"] = list(todo.warnings)
+        manifest["solves"] = [solve for note in notes for solve in note["solves"]]
+        progress("publishing", 1.0)
+        objects = {name: x for note in notes for name, x in note["objects"].items()}
+        finish(stage, output, kind, template, objects=objects, manifest=manifest)
     return manifest
 
 
-def _read(todo: Plan, progress: Report) -> dict[str, dict[str, Any]]:
-    """The leaves to merge of every model, all finite."""
-    trees = {}
-    read = 0
+def _merge_parts(todo: Plan, stage: Stage) -> Iterator[tuple[str, float]]:
+    """Reads, merges and writes all parts; yields where it is, and the share done."""
+    began = time.perf_counter()
+    waiting = [i for i in range(len(todo.parts)) if i not in stage.finished]
+    sizes = [_read_bytes(todo, part) for part in todo.parts]
+    total = max(1, sum(sizes))
+    found = done = total - sum(sizes[i] for i in waiting)
+    arenas = Arena(), Arena()
+    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
+        written: Future[None] | None = None
+        read = _ahead(reading, todo, waiting, arenas)
+        for number, (leaves, digests) in zip(waiting, read, strict=True):
+            merged, solves = _merge_part(todo, todo.parts[number], leaves)
+            del leaves
+            # What a method passes on unchanged lies where the next part is read to.
+            merged = {
+                name: leaf.copy()
+                if any(arena.holds(leaf) for arena in arenas)
+                else leaf
+                for name, leaf in merged.items()
+            }
+            if written is not None:
+                written.result()
+            notes = {"digests": digests, "solves": solves}
+            written = writing.submit(_write, stage, todo, number, merged, notes)
+            del merged
+            give_back()
+            done += sizes[number]
+            rate = int((done - found) / (time.perf_counter() - began))
+            place = f"part {number + 1} of {len(sizes)}"
+            yield f"{place}, {size_text(rate)}/s read", done / total
+        if written is not None:
+            written.result()
 
-    def count(leaf: str, size: int) -> None:
-        nonlocal read
-        read += size
-        progress(f"reading {leaf}", read / max(1, todo.read_bytes))
 
-    for name, checkpoint in todo.models.items():
-        leaves = checkpoint.read_all(todo.leaves.merged, progress=count)
-        _check_finite(name, leaves)
-        if todo.recipe.dtype:
-            leaves = cast(leaves, compute_dtype(np.dtype(todo.recipe.dtype)))
-        trees[name] = leaves
-    return trees
+def _ahead(
+    pool: ThreadPoolExecutor,
+    todo: Plan,
+    waiting: Sequence[int],
+    arenas: Sequence[Arena],
+) -> Iterator[tuple[dict[str, Leaves], Any]]:
+    """What is read of each part, one part ahead of the one in work."""
+    pending: Future[Any] | None = None
+    for turn, number in enumerate(waiting):
+        following = pool.submit(_read, todo, todo.parts[number], arenas[turn % 2])
+        if pending is not None:
+            yield pending.result()
+        pending = following
+    if pending is not None:
+        yield pending.result()
+
+
+def _models(todo: Plan, part: Part) -> Mapping[str, Checkpoint]:
+    """The models that a part is read from."""
+    if part.kept and todo.keeper is not None:
+        return {str(todo.recipe.keep_from): todo.keeper}
+    return todo.models
+
+
+def _read_bytes(todo: Plan, part: Part) -> int:
+    return sum(
+        (piece.stop - piece.start) * model.leaves[piece.leaf].dtype.itemsize
+        for model in _models(todo, part).values()
+        for piece in part.pieces
+    )
+
+
+def _read(
+    todo: Plan, part: Part, arena: Arena
+) -> tuple[dict[str, Leaves], dict[str, dict[str, str]]]:
+    """A part of every model, all finite, and the digests of what was read."""
+    models = _models(todo, part)
+    arena.clear(_read_bytes(todo, part) + 64 * len(models) * len(part.pieces))
+    trees: dict[str, Leaves] = {}
+    digests: dict[str, dict[str, str]] = {}
+    problems: list[str] = []
+    with ThreadPoolExecutor(1) as checking:
+        checks = []
+        for name, model in models.items():
+            trees[name] = {}
+            for leaf, value in model.read_pieces(part.pieces, allocate=arena.allocate):
+                trees[name][leaf] = value
+                checks.append((name, leaf, checking.submit(_check, name, leaf, value)))
+        for name, leaf, check in checks:
+            value, faults = check.result()
+            digests.setdefault(name, {})[leaf] = value
+            problems += faults
+    _refuse_non_finite(problems)
+    return trees, digests
+
+
+def _check(name: str, leaf: str, value: Any) -> tuple[str, list[str]]:
+    """Digest of a leaf, and what is not finite in it."""
+    return sha256(np.asarray(value)), non_finite(name, {leaf: value})
+
+
+def _merge_part(
+    todo: Plan, part: Part, trees: Mapping[str, Leaves]
+) -> tuple[Leaves, list[dict[str, Any]]]:
+    """The merged leaves of a part as they are to be stored, and how it was solved."""
+    recipe = todo.recipe
+    solves: list[Any] = []
+    if part.kept:
+        (result,) = trees.values()
+        if recipe.dtype:
+            result = cast(result, np.dtype(recipe.dtype))
+    else:
+        if recipe.dtype:
+            dtype = compute_dtype(np.dtype(recipe.dtype))
+            trees = {name: cast(tree, dtype) for name, tree in trees.items()}
+        method = find_method(recipe.method)
+        experts = {name: tree for name, tree in trees.items() if name != "base"}
+        base = (trees["base"],) if method.needs_base else ()
+        with recorded_solves() as solves:
+            result = method.function(experts, *base, **_arguments(todo, part))
+    merged = {name: _stored(todo, name, leaf) for name, leaf in result.items()}
+    # A narrow type may overflow where the inputs did not.
+    _refuse_non_finite(non_finite("the merged model", merged))
+    return merged, [dataclasses.asdict(solve) for solve in solves]
+
+
+def _arguments(todo: Plan, part: Part) -> dict[str, Any]:
+    """The keyword arguments of the method for one part."""
+    arguments = {**todo.hyperparameters, **part.settings}
+    accepted = find_method(todo.recipe.method).hyperparameters
+    if "views" in accepted:
+        arguments["views"] = part.views
+    if "memory" in accepted:
+        arguments["memory"] = todo.needs.work(part)
+    if part.matrix is not None:
+        # An integer above this matrix's size keeps it whole.
+        arguments["rank"] = resolve_rank(arguments["rank"], part.matrix.size)
+    elif "rank" in accepted:
+        arguments["rank"] = 1.0  # of no matrix
+    return arguments
+
+
+def _stored(todo: Plan, name: str, leaf: Any) -> Any:
+    """A leaf in the type that the output was laid out for."""
+    info = todo.outputs[name]
+    return leaf if info.kind == "string" else np.asarray(leaf, info.dtype)
+
+
+def _refuse_non_finite(problems: Sequence[str]) -> None:
+    if problems:
+        header = "{n} leaf name{s} with non-finite values"
+        raise HopelessError(listing(header, problems))
+
+
+def _write(
+    stage: Stage, todo: Plan, number: int, merged: Leaves, notes: Mapping[str, Any]
+) -> None:
+    """Puts a part to its place; what has none (a string) goes with the notes."""
+    slots = stage.layout.slots
+    spans = [
+        ((piece.leaf, piece.start, piece.stop), merged[piece.leaf])
+        for piece in todo.parts[number].pieces
+        if piece.leaf in slots
+    ]
+    objects = {
+        name: leaf if isinstance(leaf, str) else leaf.item()
+        for name, leaf in merged.items()
+        if name not in slots
+    }
+    stage.write(number, spans, {**notes, "objects": objects})
+
+
+def _identity(todo: Plan, kind: Format) -> dict[str, Any]:
+    """What a merge is, as far as it decides about the bytes of the result."""
+    recipe = dataclasses.asdict(todo.recipe)
+    files = {
+        f"file {file}": f"{size} bytes, changed at {file.stat().st_mtime_ns} ns"
+        for model in _inputs(todo).values()
+        for file, size in model.files.items()
+    }
+    files |= {
+        f"name map {given}": sha256(np.fromfile(given.partition("=")[2], np.uint8))
+        for given in todo.recipe.names
+    }
+    parts = json.dumps([part.spans() for part in todo.parts])
+    return {
+        "version": version("centermerge_jax"),
+        "format": kind,
+        "views table": digest(todo.views) if todo.views else None,
+        "parts": hashlib.sha256(parts.encode()).hexdigest(),
+        **{
+            key: value
+            for key, value in recipe.items()
+            if key not in ("output", "format")
+        },
+        **files,
+    }
+
+
+def _inputs(todo: Plan) -> dict[str, Checkpoint]:
+    """All models that are read, by name."""
+    inputs = dict(todo.models)
+    if todo.keeper is not None:
+        inputs[str(todo.recipe.keep_from)] = todo.keeper
+    return inputs
+
+
+def _digests(notes: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Digests of tensors by model and leaf; of what was read in pieces, a list."""
+    found: dict[str, dict[str, Any]] = {}
+    for note in notes:
+        for model, leaves in note["digests"].items():
+            known = found.setdefault(model, {})
+            for leaf, value in leaves.items():
+                before = known.get(leaf, [])
+                pieces = [before] if isinstance(before, str) else before
+                known[leaf] = [*pieces, value] if pieces else value
+    return found
 
 
 def _chosen(recipe: Recipe) -> dict[str, Any]:
     """What was asked for beside the models; the rest are defaults."""
     fields = dataclasses.asdict(recipe)
-    models = ("experts", "base", "method")
-    return {k: v for k, v in fields.items() if k not in models and v not in (None, ())}
-
-
-def _check_finite(name: str, leaves: Mapping[str, Any]) -> None:
-    if problems := non_finite(name, leaves):
-        raise CheckpointError(
-            listing("{n} leaf name{s} with non-finite values", problems)
-        )
+    elsewhere = ("experts", "base", "method", "output", "format")
+    return {
+        k: v for k, v in fields.items() if k not in elsewhere and v not in (None, ())
+    }

@@ -39,3 +39,16 @@ def progress(*, quiet: bool = False) -> Iterator[Report]:
             bar.update(task, description=what, completed=share)
 
         yield report
+
+
+def size_text(count: int) -> str:
+    """A number of bytes in the unit that suits it.
+
+    Example:
+      >>> size_text(1536), size_text(88_200_000)
+      ('1.5 kB', '88.2 MB')
+    """
+    if count < 1000:
+        return f"{count} B"
+    power = min(4, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:.1f} {'_kMGT'[power]}B"

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from centermerge_jax.elementwise import BLOCK, widened
 from centermerge_jax.errors import ParameterError, StructureError
 from centermerge_jax.host_memory import as_jax, empty, on_host
 from centermerge_jax.linalg import LowRank
@@ -22,6 +23,7 @@ from centermerge_jax.trees import (
     X64,
     Params,
     align,
+    base_name,
     compute_dtype,
     dtype_of,
     is_merged,
@@ -33,9 +35,6 @@ Experts = Mapping[str, Params] | Sequence[Params]
 """Fine-tuned parameters by task name, or in a sequence (then named '0', '1', ...)."""
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-
-_BLOCK = 2**16
-"""Numbers of one leaf in work at a time: those of eight experts fit into a cache."""
 
 
 @jax.tree_util.register_dataclass
@@ -235,8 +234,7 @@ def _task_vectors(
     """Origins and deltas leaf by leaf, after all trees were found to be the same."""
     trees = dict(named)
     if base:
-        # Whatever an expert is called, the base needs a name that is not taken.
-        name = "base" if "base" not in trees else "the base"
+        name = base_name(trees)
         trees[name] = base[0]
         structure, rows = align(trees, any_dtype=(name,))
     else:
@@ -268,7 +266,7 @@ def _task_vectors(
 def _center_leaf(
     leaves: tuple[Float[Array | np.ndarray, "*shape"], ...],
 ) -> tuple[Float[Array, "*shape"], Float[Array, "tasks *shape"]]:
-    first, *others = _widened(leaves)
+    first, *others = widened(leaves)
     # Relative to one expert, differences of similar numbers are exact and the mean
     # loses nothing; equal experts are their own mean to the last bit. Written leaf by
     # leaf, not on their stack, XLA does it in two passes over the memory.
@@ -281,13 +279,8 @@ def _center_leaf(
 def _subtract_leaf(
     leaves: tuple[Float[Array | np.ndarray, "*shape"], ...],
 ) -> tuple[Float[Array, "*shape"], Float[Array, "tasks *shape"]]:
-    *experts, base = _widened(leaves)
+    *experts, base = widened(leaves)
     return base, jnp.stack([x - base for x in experts])
-
-
-def _widened(leaves: tuple[Any, ...]) -> list[Float[Array, "*shape"]]:
-    dtype = compute_dtype(dtype_of(leaves[0]))
-    return [jnp.asarray(leaf).astype(dtype) for leaf in leaves]
 
 
 @np.errstate(over="ignore", invalid="ignore")  # as silent as under jax.jit
@@ -301,8 +294,8 @@ def _on_host(
     tasks = len(leaves) - (block_fn is _subtract_block)
     origin, deltas = empty(shape, dtype), empty((tasks, *shape), dtype)
     into, rows = origin.reshape(-1), deltas.reshape(tasks, -1)
-    for start in range(0, into.size, _BLOCK):
-        part = slice(start, start + _BLOCK)
+    for start in range(0, into.size, BLOCK):
+        part = slice(start, start + BLOCK)
         block = [x[part].astype(dtype, copy=False) for x in flat]
         block_fn(block, into[part], rows[:, part])
     return as_jax(origin, leaves[0]), as_jax(deltas, leaves[0])

@@ -124,6 +124,11 @@ def named_experts(
     return named
 
 
+def base_name(experts: Mapping[str, Params]) -> str:
+    """What to call the base among experts: whatever they are called, it is free."""
+    return "base" if "base" not in experts else "the base"
+
+
 def align(
     trees: Mapping[str, Params], *, any_dtype: Sequence[str] = ()
 ) -> tuple[Any, dict[str, tuple[Any, ...]]]:

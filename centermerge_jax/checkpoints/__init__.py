@@ -6,34 +6,63 @@ Reading never unpickles and never needs the model's code; writing is all or noth
   an Orbax folder, and returns a `Checkpoint`: names, shapes and types without data,
   and `read` for one leaf at a time.
 * `non_finite` lists the leaves that hold NaN or infinity.
-* `refuse_existing`, `choose_format` and `save` write a merged model and its manifest
-  under a name that did not exist before.
+* `refuse_existing`, `choose_format` and `save` write a model and its manifest under a
+  name that did not exist before; `prepare`, `staged` and `finish` do it part by part,
+  and can go on after an interruption.
 * `describe` builds that manifest.
 
 Importing this package imports neither JAX nor Orbax; an Orbax folder does when opened.
 """
 
+from centermerge_jax.checkpoints.adapters import is_adapter, open_adapter
 from centermerge_jax.checkpoints.checkpoint import (
     Checkpoint,
     Format,
     Leaf,
     LeafInfo,
+    Piece,
     non_finite,
 )
 from centermerge_jax.checkpoints.manifest import describe, manifest_path
+from centermerge_jax.checkpoints.name_maps import load_name_map, rename
 from centermerge_jax.checkpoints.opening import open_checkpoint
-from centermerge_jax.checkpoints.output import choose_format, refuse_existing, save
+from centermerge_jax.checkpoints.output import (
+    choose_format,
+    finish,
+    prepare,
+    refuse_existing,
+    save,
+)
+from centermerge_jax.checkpoints.staging import (
+    HopelessError,
+    Stage,
+    sha256,
+    stage_path,
+    staged,
+)
 
 __all__ = [
     "Checkpoint",
     "Format",
+    "HopelessError",
     "Leaf",
     "LeafInfo",
+    "Piece",
+    "Stage",
     "choose_format",
     "describe",
+    "finish",
+    "is_adapter",
+    "load_name_map",
     "manifest_path",
     "non_finite",
+    "open_adapter",
     "open_checkpoint",
+    "prepare",
     "refuse_existing",
+    "rename",
     "save",
+    "sha256",
+    "stage_path",
+    "staged",
 ]

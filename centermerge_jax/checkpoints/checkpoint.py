@@ -7,12 +7,21 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 and float8 with numpy)
+import ml_dtypes
 import numpy as np
 
 from centermerge_jax.errors import CheckpointError
 
-Format = Literal["safetensors", "hub", "orbax"]
+_BLOCK = 2**18  # numbers that fit into a cache
+_EXPONENTS = {
+    np.dtype(np.float16): np.uint16(0x7C00),
+    np.dtype(ml_dtypes.bfloat16): np.uint16(0x7F80),
+}
+"""Bits that are all set where a number of 16 bits is infinite or no number."""
+
+Format = Literal["safetensors", "hub", "orbax", "npz", "msgpack", "torch"]
+"""How a checkpoint lies on disk; only the first three are written as well."""
+
 Leaf = np.ndarray | int | float | bool | str
 """An array; or, from Orbax, a Python number or string that was saved as such."""
 
@@ -22,6 +31,9 @@ Allocate = Callable[[int], np.ndarray]
 Fetch = Callable[[Sequence[str], Allocate], Iterator[tuple[str, Leaf]]]
 """Yields leaves by name. Formats whose bytes are read as they are put them into what
 is allocated; the others ignore it."""
+
+FetchRange = Callable[[str, int, int, Allocate], np.ndarray]
+"""Reads the flat elements of a leaf from one number to another, `[elements]`."""
 
 
 def fresh(size: int) -> np.ndarray:
@@ -59,21 +71,54 @@ class LeafInfo:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Consecutive numbers of a leaf.
+
+    Attributes:
+      leaf: Its name.
+      start: First number, counted in C order.
+      stop: One after the last.
+      shape: Of the piece: the leaf's own if it is whole.
+    """
+
+    leaf: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+
+def info_of(leaf: Any) -> LeafInfo:
+    """Shape and type of a leaf in memory.
+
+    Example:
+      >>> print(info_of(np.zeros((2, 3), np.float16)), info_of("gelu"))
+      float16[2, 3] str
+    """
+    if isinstance(leaf, str):
+        return LeafInfo((), np.dtype(str), "string")
+    return LeafInfo(np.shape(leaf), np.asarray(leaf).dtype)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint on disk, opened but not read.
 
     Attributes:
       path: The path that the user gave.
       name: A short label: the file's stem or the folder's name.
-      format: `safetensors` (one file), `hub` (a folder of them) or `orbax`.
+      format: `safetensors` (one file), `hub` (a folder of them), `orbax`, or `npz`,
+        `msgpack` and `torch`, which may be the one weights file of a hub folder.
       leaves: Every leaf's name, in sorted order, with its shape and type.
       files: The files that hold weights, with their sizes in bytes.
       sidecars: Files a merged hub folder needs beside its weights: configuration,
         tokenizer.
-      subtree: Keys that lead from the root of an Orbax tree to these leaves.
-      structure: The nested containers of an Orbax tree with leaf names at the leaves;
-        None where names are flat.
+      fetch_range: Reads a part of a leaf, where the format allows it.
+      subtree: Keys that lead from the root of a nested tree to these leaves.
+      structure: The nested containers of an Orbax or Flax tree with leaf names at the
+        leaves; None where names are flat.
       metadata: The header's free text of a safetensors file.
+      tied: Names that PyTorch files give to one tensor besides the name of its leaf:
+        that of the leaf by the other one.
     """
 
     path: Path
@@ -82,10 +127,12 @@ class Checkpoint:
     leaves: Mapping[str, LeafInfo]
     files: Mapping[Path, int]
     fetch: Fetch = field(repr=False)
+    fetch_range: FetchRange | None = field(default=None, repr=False)
     sidecars: tuple[Path, ...] = ()
     subtree: tuple[str, ...] = ()
     structure: Any = field(default=None, repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -129,13 +176,36 @@ class Checkpoint:
                 progress(name, self.leaves[name].nbytes)
         return {name: found[name] for name in wanted}
 
-    def _check(self, name: str, leaf: Leaf) -> None:
+    def read_pieces(
+        self, pieces: Sequence[Piece], *, allocate: Allocate = fresh
+    ) -> Iterator[tuple[str, Leaf]]:
+        """Reads leaves and pieces of leaves one after the other.
+
+        Raises:
+          CheckpointError: As `read_all`; or parts of leaves cannot be read from this
+            format.
+        """
+        whole = [p.leaf for p in pieces if p.shape == self.leaves[p.leaf].shape]
+        for name, leaf in self.fetch(whole, allocate):
+            self._check(name, leaf)
+            yield name, leaf
+        for piece in pieces:
+            if piece.shape == self.leaves[piece.leaf].shape:
+                continue
+            if self.fetch_range is None:
+                raise CheckpointError(
+                    f"{self.path}: {piece.leaf} can only be read as a whole"
+                )
+            flat = self.fetch_range(piece.leaf, piece.start, piece.stop, allocate)
+            yield piece.leaf, flat.reshape(piece.shape)
+
+    def _check(self, name: str, leaf: Any) -> None:
         # Orbax may cast on the way (a float32 leaf restored into a bfloat16 target
         # says nothing); a merge must never be made of silently rounded weights.
         info = self.leaves[name]
         if info.kind != "array":
             return
-        came = LeafInfo(np.shape(leaf), np.asarray(leaf).dtype)
+        came = info_of(leaf)
         if came != info:
             raise CheckpointError(
                 f"{self.path}: {name} was read as {came}, but it is stored as {info}"
@@ -146,6 +216,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns `; did you mean ...?` when some known name is close, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def shown(name: str) -> str:
+    r"""A name from a file as it fits into a message of one line, whatever is in it.
+
+    Example:
+      >>> print(shown("head/bias"), shown(""), shown("two\nlines"))
+      head/bias '' 'two\nlines'
+    """
+    return name if name and name.isprintable() else repr(name)
 
 
 def non_finite(name: str, leaves: Mapping[str, Leaf]) -> list[str]:
@@ -167,7 +247,7 @@ def non_finite(name: str, leaves: Mapping[str, Leaf]) -> list[str]:
         if isinstance(leaf, str):
             continue
         array = np.asarray(leaf)
-        if array.dtype.kind in "iub" or np.isfinite(array).all():
+        if _all_finite(array):
             continue
         nan = int(np.isnan(array).sum())
         inf = int((~np.isfinite(array)).sum()) - nan
@@ -175,3 +255,23 @@ def non_finite(name: str, leaves: Mapping[str, Leaf]) -> list[str]:
             f"{name}: non-finite values in {leaf_name} ({nan} NaN, {inf} inf)"
         )
     return problems
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """As `np.isfinite(array).all()`, in one pass over the memory."""
+    if array.dtype.kind in "iub":
+        return True
+    flat = array.ravel(order="K")
+    return all(
+        _block_finite(flat[start : start + _BLOCK])
+        for start in range(0, flat.size, _BLOCK)
+    )
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _block_finite(block: np.ndarray) -> bool:
+    if block.dtype in _EXPONENTS:
+        exponent = _EXPONENTS[block.dtype]
+        return not ((block.view(np.uint16) & exponent) == exponent).any()
+    # What is not finite makes a sum so, and so can only numbers that are near overflow.
+    return bool(np.isfinite(block.sum()) or np.isfinite(block).all())

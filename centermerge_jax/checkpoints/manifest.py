@@ -51,6 +51,8 @@ def describe(
     hyperparameters: Mapping[str, Any],
     inputs: Mapping[str, Checkpoint],
     started: float,
+    digests: Mapping[str, Mapping[str, Any]] | None = None,
+    hash_files: bool = False,
     views_digest: str | None = None,
     command: Sequence[str] | None = None,
 ) -> dict[str, Any]:
@@ -59,9 +61,11 @@ def describe(
     Args:
       method: The method's name.
       hyperparameters: What it was called with; JSON values.
-      inputs: The opened checkpoints by role or task name. Their files are read once
-        more for their SHA-256.
+      inputs: The opened checkpoints by role or task name.
       started: `time.perf_counter()` at the beginning, for the wall time.
+      digests: SHA-256 of the tensors that were read, by input and leaf; a list of them
+        for a tensor that was read in pieces.
+      hash_files: Read the input files once more for the SHA-256 of each.
       views_digest: SHA-256 of the view table.
       command: The command line; `sys.argv` by default.
 
@@ -72,12 +76,15 @@ def describe(
     Raises:
       CheckpointError: An input file has vanished or changed its size.
     """
-    hashed = {name: _input(checkpoint) for name, checkpoint in inputs.items()}
+    described = {
+        name: _input(checkpoint, (digests or {}).get(name, {}), hash_files=hash_files)
+        for name, checkpoint in inputs.items()
+    }
     return {
         "method": method,
         "hyperparameters": dict(hyperparameters),
         "views_sha256": views_digest,
-        "inputs": hashed,
+        "inputs": described,
         "versions": _versions(),
         "command": list(sys.argv if command is None else command),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -86,31 +93,44 @@ def describe(
     }
 
 
-def _input(checkpoint: Checkpoint) -> dict[str, Any]:
+def _input(
+    checkpoint: Checkpoint, digests: Mapping[str, Any], *, hash_files: bool
+) -> dict[str, Any]:
+    files = []
+    for file, size in checkpoint.files.items():
+        entry: dict[str, Any] = {"path": str(file), "bytes": _unchanged(file, size)}
+        if hash_files:
+            entry["sha256"] = _sha256(file)
+        files.append(entry)
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "subtree": "/".join(checkpoint.subtree) or None,
         "leaves": len(checkpoint.leaves),
-        "files": [
-            {"path": str(file), "bytes": size, "sha256": _sha256(file, size)}
-            for file, size in checkpoint.files.items()
-        ],
+        "files": files,
+        "tensors_sha256": dict(digests),
     }
 
 
-def _sha256(file: Path, size: int) -> str:
+def _unchanged(file: Path, size: int) -> int:
+    """The size of a file, which must be what it was when it was opened."""
     try:
-        with file.open("rb") as stream:
-            value = hashlib.file_digest(stream, "sha256").hexdigest()
-            read = stream.tell()
+        now = file.stat().st_size
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-    if read != size:
+    if now != size:
         raise CheckpointError(
-            f"{file}: changed while it was merged: it had {size} bytes and has {read}"
+            f"{file}: changed while it was merged: it had {size} bytes and has {now}"
         )
-    return value
+    return size
+
+
+def _sha256(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def _versions() -> dict[str, str | None]:

@@ -9,17 +9,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from centermerge_jax.checkpoints import (
     orbax_folders,
     orbax_trees,
-    safetensors_files,
+    safetensors_writing,
 )
-from centermerge_jax.checkpoints.checkpoint import Checkpoint, Format, Leaf
+from centermerge_jax.checkpoints.checkpoint import (
+    Checkpoint,
+    Format,
+    Leaf,
+    LeafInfo,
+    info_of,
+)
 from centermerge_jax.checkpoints.manifest import manifest_path
+from centermerge_jax.checkpoints.model_card import model_card, retyped
+from centermerge_jax.checkpoints.safetensors_writing import Layout
+from centermerge_jax.checkpoints.staging import Stage, stage_path
 from centermerge_jax.errors import CheckpointError
 
+_SPILL = "leaves.safetensors"
 MAX_SHARD_BYTES = 5_000_000_000  # as hub folders usually have
 
 
@@ -81,11 +89,10 @@ def save(
             _write_orbax(leaves, target, output, template)
         else:
             _write_safetensors(leaves, target, template, max_shard_bytes)
-        text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n"
-        manifest_path(target).write_text(text, encoding="utf-8")
-        _flush(target.parent)
+        _write_manifest(manifest, target)
+        flush(target.parent)
         refuse_existing(output)  # somebody may have made it while we were computing
-        _publish(target, output)
+        publish(target, output)
 
 
 def choose_format(
@@ -103,6 +110,8 @@ def choose_format(
                 f"folder that {wanted!r} needs; choose a name without it"
             )
         return "safetensors"
+    if wanted not in (None, "hub", "orbax", "safetensors"):
+        raise CheckpointError(f"{output}: {wanted} is read, but not written")
     if wanted == "safetensors":
         raise CheckpointError(f"{output}: one file must be named *.safetensors")
     if wanted is not None:
@@ -110,19 +119,114 @@ def choose_format(
     return "orbax" if template is not None and template.format == "orbax" else "hub"
 
 
+def prepare(
+    infos: Mapping[str, LeafInfo],
+    output: Path,
+    kind: Format,
+    template: Checkpoint,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Layout:
+    """Where the leaves of an output that is made part by part go, for `staged`.
+
+    Orbax cannot write a tree in parts. Its leaves gather in one safetensors file, from
+    which `finish` writes them; strings and Python numbers have no place there.
+
+    Args:
+      infos: Shape and type of each leaf.
+      output: The final name.
+      kind: What `choose_format` chose.
+      template: As for `save`.
+      max_shard_bytes: As for `save`.
+
+    Raises:
+      CheckpointError: A leaf cannot be stored, or the disk has no room.
+    """
+    folder = stage_path(output)
+    if kind == "orbax":
+        infos = {name: info for name, info in infos.items() if info.kind == "array"}
+    layout = safetensors_writing.lay_out(
+        infos,
+        folder / (_SPILL if kind == "orbax" else output.name),
+        metadata=template.metadata,
+        max_shard_bytes=max_shard_bytes,
+    )
+    needed = sum(layout.sizes.values()) * (2 if kind == "orbax" else 1)
+    free = shutil.disk_usage(output.parent).free
+    if not folder.exists() and needed > free:
+        raise CheckpointError(
+            f"cannot write {output}: it takes {needed} bytes, and {free} are free"
+        )
+    return layout
+
+
+def finish(
+    stage: Stage,
+    output: Path,
+    kind: Format,
+    template: Checkpoint,
+    *,
+    objects: Mapping[str, Leaf],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Gives a checkpoint whose leaves are all written its name.
+
+    Args:
+      stage: What `staged` gave.
+      output: The final name.
+      kind: Its format.
+      template: As for `save`.
+      objects: Strings and Python numbers, which only Orbax has.
+      manifest: As for `save`.
+
+    Raises:
+      CheckpointError: The output has come to exist meanwhile, or the disk refused.
+    """
+    target = stage.folder / output.name
+    with _disk_errors(output):
+        if kind == "orbax":
+            if target.exists():  # of an earlier attempt, perhaps cut short
+                shutil.rmtree(target)
+            leaves = {
+                name: safetensors_writing.mapped(slot)
+                for name, slot in stage.layout.slots.items()
+            }
+            _write_orbax({**leaves, **objects}, target, output, template)
+        elif kind == "hub":
+            dtype = manifest["hyperparameters"].get("dtype")
+            for file in template.sidecars:
+                (target / file.name).write_bytes(retyped(file, dtype))
+            card = target / "README.md"
+            card.write_text(model_card(output.name, manifest), encoding="utf-8")
+        _write_manifest(manifest, target)
+        flush(stage.folder)
+        refuse_existing(output)  # somebody may have made it while we were computing
+        publish(target, output)
+
+
+@contextlib.contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot write {output}: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def _staged(output: Path) -> Iterator[Path]:
     stage: str | None = None
     try:
-        stage = tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent)
-        yield Path(stage) / output.name
-    except OSError as error:
-        raise CheckpointError(f"cannot write {output}: {error.strerror}") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"cannot write {output}: {error}") from error
+        with _disk_errors(output):
+            stage = tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent)
+            yield Path(stage) / output.name
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def _write_manifest(manifest: Mapping[str, Any], target: Path) -> None:
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n"
+    manifest_path(target).write_text(text, encoding="utf-8")
 
 
 def _write_orbax(
@@ -143,20 +247,22 @@ def _write_safetensors(
     template: Checkpoint | None,
     max_shard_bytes: int,
 ) -> None:
-    safetensors_files.check_storable(leaves)
-    metadata = template.metadata if template else {}
-    if target.suffix == ".safetensors":
-        safetensors_files.write_file(leaves, target, metadata=metadata)
-        return
-    target.mkdir()
-    for file in template.sidecars if template else ():
-        shutil.copyfile(file, target / file.name)
-    safetensors_files.write_shards(
-        leaves, target, metadata=metadata, max_shard_bytes=max_shard_bytes
+    layout = safetensors_writing.lay_out(
+        {name: info_of(leaf) for name, leaf in leaves.items()},
+        target,
+        metadata=template.metadata if template else {},
+        max_shard_bytes=max_shard_bytes,
     )
+    safetensors_writing.create(layout)
+    for name, slot in layout.slots.items():
+        safetensors_writing.write(slot, leaves[name])
+    if target.suffix != ".safetensors":
+        for file in template.sidecars if template else ():
+            shutil.copyfile(file, target / file.name)
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
+    """Has the disk keep what was written to a folder, whatever happens next."""
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -165,7 +271,8 @@ def _flush(folder: Path) -> None:
             os.close(handle)
 
 
-def _publish(target: Path, output: Path) -> None:
+def publish(target: Path, output: Path) -> None:
+    """Gives a finished checkpoint and its manifest their names, in one step each."""
     record = manifest_path(output)
     beside = record.parent == output.parent
     if beside:

@@ -1,26 +1,36 @@
-"""Safetensors: one file, or shards with an index, read and written by leaf.
+"""Safetensors: one file, or shards with an index, read by leaf.
 
-The library checks headers and writes files. Reading is ours, because `safe_open` with
-the numpy framework knows no float8: one seek and one read per leaf.
+The library checks headers. Reading is ours, because `safe_open` with the numpy
+framework knows no float8 and maps its files: one seek and one read per leaf.
 """
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from centermerge_jax.checkpoints.checkpoint import Allocate, Fetch, Leaf, LeafInfo
+from centermerge_jax.checkpoints import number_types
+from centermerge_jax.checkpoints.checkpoint import (
+    Allocate,
+    Fetch,
+    FetchRange,
+    Leaf,
+    LeafInfo,
+    shown,
+)
 from centermerge_jax.errors import CheckpointError, listing
 
+_T = TypeVar("_T")
 INDEX_SUFFIX = ".safetensors.index.json"
 _MAX_HEADER = 100_000_000  # the format's own limit, in bytes
-_DTYPES: dict[str, type] = {
+DTYPES: dict[str, type] = {
     "BOOL": np.bool_,
     "U8": np.uint8,
     "U16": np.uint16,
@@ -41,7 +51,6 @@ _DTYPES: dict[str, type] = {
     "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
     "F8_E8M0": ml_dtypes.float8_e8m0fnu,
 }
-_STORABLE = {np.dtype(dtype) for dtype in _DTYPES.values()}
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def read_header(file: Path) -> tuple[dict[str, Placed], dict[str, str]]:
             pass
     except SafetensorError as error:
         raise CheckpointError(_damage(file, header, size - start, error)) from error
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     placed = {
         name: _place(file, name, entry, start) for name, entry in sorted(header.items())
     }
@@ -94,10 +103,21 @@ def _parse(file: Path, raw: bytes) -> dict:
 
     try:
         header = json.loads(raw, object_pairs_hook=unique)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: corrupt header: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: corrupt header: not a JSON object")
+    for name, entry in header.items():
+        # The library takes lists for objects, and {"F32": null} for "F32".
+        if name != "__metadata__" and not (
+            isinstance(entry, dict) and isinstance(entry.get("dtype"), str)
+        ):
+            raise CheckpointError(
+                f"{file}: corrupt header: {name!r} is not described by an object with "
+                "a 'dtype'"
+            )
     return header
 
 
@@ -108,18 +128,28 @@ def _damage(file: Path, header: dict, held: int, error: SafetensorError) -> str:
             f"{file}: truncated or damaged: the header promises {max(ends, default=0)} "
             f"bytes of data, the file holds {held}"
         )
-    return f"{file}: corrupt header: {error}"
+    return f"{file}: corrupt header: {shown(str(error))}"
 
 
 def _place(file: Path, name: str, entry: dict, start: int) -> Placed:
-    if entry["dtype"] not in _DTYPES:
-        raise CheckpointError(f"{file}: {name} has unsupported type {entry['dtype']}")
-    info = LeafInfo(tuple(entry["shape"]), np.dtype(_DTYPES[entry["dtype"]]))
+    if entry["dtype"] not in DTYPES:
+        raise CheckpointError(
+            f"{file}: {shown(name)} has unsupported type {entry['dtype']}"
+        )
+    info = LeafInfo(tuple(entry["shape"]), np.dtype(DTYPES[entry["dtype"]]))
+    if not number_types.is_possible(info.shape, info.dtype):
+        raise CheckpointError(f"{file}: {shown(name)} cannot be: {info}")
     return Placed(info, file, start + entry["data_offsets"][0])
 
 
-def read_index(index: Path) -> tuple[dict[str, Placed], dict[str, str]]:
-    """Reads an index and its shards' headers, and checks one against the other.
+def read_shards(
+    index: Path, read: Callable[[Path], tuple[Mapping[str, _T], dict[str, str]]]
+) -> tuple[dict[str, _T], dict[str, str]]:
+    """Reads an index and what its shards hold, and checks one against the other.
+
+    Args:
+      index: The index.
+      read: Reads one shard, as `read_header` does.
 
     Returns:
       As `read_header`, with the free text of the first shard.
@@ -128,35 +158,39 @@ def read_index(index: Path) -> tuple[dict[str, Placed], dict[str, str]]:
       CheckpointError: Shards are missing, or the index and they disagree; everything
         wrong is listed.
     """
+    weights = Path(index.name.removesuffix(".index.json"))
     weight_map = _weight_map(index)
     shards = sorted(set(weight_map.values()))
-    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    missing = [shown(shard) for shard in shards if not (index.parent / shard).is_file()]
     if missing:
         raise CheckpointError(
             f"{index}: "
             + listing("{n} missing shard{s}", missing, "Fetch the folder again.")
         )
-    placed: dict[str, Placed] = {}
+    placed: dict[str, _T] = {}
     metadata: dict[str, str] = {}
     problems = []
     for shard in shards:
-        inside, text = read_header(index.parent / shard)
+        inside, text = read(index.parent / shard)
         metadata = metadata or text
         for name, place in inside.items():
             if weight_map.get(name) == shard:
                 placed[name] = place
             else:
                 where = weight_map.get(name, "nowhere")
-                problems.append(f"{shard}: holds {name}, which the index puts {where}")
+                problems.append(
+                    f"{shown(shard)}: holds {shown(name)}, which the index puts "
+                    f"{shown(where)}"
+                )
     problems += [
-        f"{shard}: lacks {name}, which the index puts there"
+        f"{shown(shard)}: lacks {shown(name)}, which the index puts there"
         for name, shard in weight_map.items()
         if name not in placed
     ]
     problems += [
-        f"{file.name}: lies there, but the index does not name it"
+        f"{shown(file.name)}: lies there, but the index does not name it"
         for file in sorted(index.parent.glob(f"{index.name.split('.')[0]}-*-of-*"))
-        if file.suffix == ".safetensors" and file.name not in shards
+        if file.suffix == weights.suffix and file.name not in shards
     ]
     if problems:
         raise CheckpointError(
@@ -168,18 +202,21 @@ def read_index(index: Path) -> tuple[dict[str, Placed], dict[str, str]]:
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
-        pairs = [(str(name), str(shard)) for name, shard in weight_map.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError):
+        weight_map = None
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) for shard in weight_map.values()
+    ):
         raise CheckpointError(
             f"{index}: not an index: it should be JSON with a 'weight_map' from tensor "
             f"names to files"
-        ) from error
-    for _, shard in pairs:
+        )
+    for shard in weight_map.values():
         if Path(shard).name != shard:
             raise CheckpointError(
                 f"{index}: {shard!r} is not a file in the same folder"
             )
-    return dict(pairs)
+    return weight_map
 
 
 def reader(placed: Mapping[str, Placed]) -> Fetch:
@@ -187,104 +224,41 @@ def reader(placed: Mapping[str, Placed]) -> Fetch:
 
     def fetch(names: Sequence[str], allocate: Allocate) -> Iterator[tuple[str, Leaf]]:
         for name in names:
-            yield name, _read(placed[name], name, allocate)
+            info = placed[name].info
+            flat = _read(placed[name], name, 0, math.prod(info.shape), allocate)
+            yield name, flat.reshape(info.shape)
 
     return fetch
 
 
-def _read(place: Placed, name: str, allocate: Allocate) -> np.ndarray:
+def range_reader(placed: Mapping[str, Placed]) -> FetchRange:
+    """Returns the function that reads some of a leaf's flat elements."""
+
+    def fetch(name: str, start: int, stop: int, allocate: Allocate) -> np.ndarray:
+        return _read(placed[name], name, start, stop, allocate)
+
+    return fetch
+
+
+def _read(
+    place: Placed, name: str, start: int, stop: int, allocate: Allocate
+) -> np.ndarray:
     # Read, not mapped: a mapped file that is truncated later kills the process with a
     # bus error, its pages count as resident, and every leaf is used once anyway.
-    raw = allocate(place.info.nbytes)[: place.info.nbytes]
+    itemsize = place.info.dtype.itemsize
+    size = (stop - start) * itemsize
+    raw = allocate(size)[:size]
     filled = 0
     try:
         with place.file.open("rb", buffering=0) as stream:
-            stream.seek(place.offset)
-            while filled < raw.size and (count := stream.readinto(raw[filled:])):
+            stream.seek(place.offset + start * itemsize)
+            while filled < size and (count := stream.readinto(raw[filled:].data)):
                 filled += count
     except OSError as error:
         raise CheckpointError(f"{place.file}: {name}: {error.strerror}") from error
-    if filled < raw.size:
+    if filled < size:
         raise CheckpointError(
-            f"{place.file}: {name}: the file ended after {filled} of {raw.size} bytes; "
+            f"{place.file}: {name}: the file ended after {filled} of {size} bytes; "
             "was it changed while being read?"
         )
-    return raw.view(place.info.dtype).reshape(place.info.shape)
-
-
-def write_file(
-    leaves: Mapping[str, Leaf], file: Path, *, metadata: Mapping[str, str]
-) -> None:
-    """Writes one file; equal input gives equal bytes.
-
-    Raises:
-      CheckpointError: A leaf has a type that the format cannot hold.
-    """
-    # Only one key of free text: the library writes several in an order that changes
-    # from run to run.
-    text = {"format": metadata["format"]} if "format" in metadata else None
-    # In C order, because the library ignores strides.
-    arrays = {name: np.asarray(leaves[name], order="C") for name in sorted(leaves)}
-    # The library leaves the file readable by its owner only; an empty file created the
-    # ordinary way knows what the user's umask asks for.
-    file.touch(exist_ok=False)
-    mode = file.stat().st_mode
-    save_file(arrays, file, metadata=text)
-    file.chmod(mode)
-
-
-def check_storable(leaves: Mapping[str, Leaf]) -> None:
-    """Refuses leaves that the format cannot hold, all at once.
-
-    Raises:
-      CheckpointError: Some leaf is a string or of an unsupported type, or has the
-        reserved name.
-    """
-    problems = []
-    for name, leaf in leaves.items():
-        if isinstance(leaf, str):
-            problems.append(f"{name}: is a string")
-        elif np.asarray(leaf).dtype not in _STORABLE:
-            problems.append(f"{name}: has type {np.asarray(leaf).dtype.name}")
-        elif name == "__metadata__":
-            problems.append(f"{name}: is a reserved name")
-    if problems:
-        raise CheckpointError(
-            listing(
-                "{n} problem{s} with safetensors", problems, "Write an Orbax folder."
-            )
-        )
-
-
-def write_shards(
-    leaves: Mapping[str, Leaf],
-    folder: Path,
-    *,
-    metadata: Mapping[str, str],
-    max_shard_bytes: int,
-) -> None:
-    """Writes `model.safetensors`, or shards with an index when they exceed the limit.
-
-    Leaves fill the shards in sorted order; one larger than the limit has its own.
-    """
-    shards: list[dict[str, Leaf]] = [{}]
-    filled = total = 0
-    for name in sorted(leaves):
-        size = np.asarray(leaves[name]).nbytes
-        if shards[-1] and filled + size > max_shard_bytes:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = leaves[name]
-        filled += size
-        total += size
-    if len(shards) == 1:
-        write_file(leaves, folder / "model.safetensors", metadata=metadata)
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_file(shard, folder / file, metadata=metadata)
-        weight_map |= dict.fromkeys(shard, file)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
-    (folder / f"model{INDEX_SUFFIX}").write_text(text, encoding="utf-8")
+    return raw.view(place.info.dtype)

@@ -34,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _parse(sys.argv[1:] if arguments is None else arguments).run()
     except MergeError as error:
         sys.exit(_fail(str(error)))
-    except KeyboardInterrupt:
-        print("interrupted; nothing is left half-written", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        kept = str(interrupt) or "nothing is left half-written"
+        print(f"interrupted; {kept}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone: not worth a message.

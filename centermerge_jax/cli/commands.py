@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
-from centermerge_jax.progress import progress
-from centermerge_jax.recipe import Recipe
+from centermerge_jax.progress import progress, size_text
+from centermerge_jax.recipe import Override, Recipe
 
 _AT_ONCE = 32  # leaves read together: one by one is slow in some formats
 
@@ -18,8 +19,28 @@ _AT_ONCE = 32  # leaves read together: one by one is slow in some formats
 class _Arguments(Recipe):
     experts: Positional[tuple[str, ...]]
     """Checkpoints of the fine-tuned models: safetensors files, hub folders (single or
-    sharded), or Orbax directories. Each is called by its file or folder name; NAME=PATH
-    calls it otherwise."""
+    sharded), Orbax directories, .msgpack, .npz or PyTorch files, LoRA folders, or names
+    on the hub (org/model). Each is called by its file or folder name; NAME=PATH calls
+    it otherwise. Or one recipe file, which ends in .yaml; flags go before what it
+    says."""
+
+    method: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """cart (the default), weight_average, task_arithmetic, or
+    truncated_task_arithmetic."""
+
+    rank: int | float | None = None
+    """Directions kept of each matrix: 0.08 is 8 % of min(m, n), 1.0 is everything, and
+    without a dot, 16, a number of directions."""
+
+    scale: float | None = None
+    """Factor on the sum of the task vectors."""
+
+    weights: Suppress[Mapping[str, float] | None] = None
+    overrides: Suppress[tuple[Override, ...]] = ()
+
+    names: UseAppendAction[tuple[str, ...]] = ()
+    """MODEL=FILE: the leaves of that model, an expert or 'base', are called as the TOML
+    file says. Repeatable."""
 
     exclude: UseAppendAction[tuple[str, ...]] = ()
     """Regular expression; leaves whose whole name matches are left out. Repeatable."""
@@ -27,6 +48,9 @@ class _Arguments(Recipe):
     keep: UseAppendAction[tuple[str, ...]] = ()
     """Regular expression; leaves whose whole name matches (a task head) are not merged
     but copied from the model that --keep-from names. Repeatable."""
+
+    output: Annotated[str | None, arg(aliases=("-o",))] = None
+    """The new checkpoint: a file if it ends in .safetensors, else a folder."""
 
     json: bool = False
     """Print JSON, for machines, instead of a summary."""
@@ -39,11 +63,14 @@ class Merge(_Arguments):
     Example: centermerge merge cars dtd mnist -o merged --rank 0.08 --scale 1.5
     """
 
-    output: Annotated[str, arg(aliases=("-o",))]
-    """The new checkpoint: a file if it ends in .safetensors, else a folder."""
+    resume: bool = False
+    """Continue an unfinished merge into this output, if there is one."""
 
-    format: str | None = None
-    """Form of an output folder, hub or orbax; by default that of the first expert."""
+    hash_files: bool = False
+    """Note the SHA-256 of whole input files in the manifest, not of tensors only."""
+
+    quiet: bool = False
+    """Show no progress and no summary."""
 
     def run(self) -> None:
         """Merges, showing progress."""
@@ -52,26 +79,28 @@ class Merge(_Arguments):
         from centermerge_jax.merging import merge
         from centermerge_jax.planning import plan
 
-        if self.format not in (None, "hub", "orbax", "safetensors"):
-            raise ParameterError(f"--format is hub or orbax; got {self.format!r}")
-        if not self.output:
-            raise ParameterError("--output is empty")
-        refuse_existing(self.output)
-        todo = plan(_recipe(self))
-        _warn(todo)
-        with progress(quiet=self.json) as report:
+        recipe = _recipe(self)
+        if recipe.format not in (None, "hub", "orbax", "safetensors"):
+            raise ParameterError(f"--format is hub or orbax; got {recipe.format!r}")
+        if not recipe.output:
+            raise ParameterError("where to? --output PATH")
+        refuse_existing(recipe.output)
+        todo = plan(recipe)
+        _warn(todo.warnings)
+        with progress(quiet=self.json or self.quiet) as report:
             manifest = merge(
                 todo,
-                self.output,
-                format=self.format,  # pyright: ignore[reportArgumentType]  checked above
+                recipe.output,
+                format=recipe.format,  # pyright: ignore[reportArgumentType]  checked above
+                resume=self.resume,
+                hash_files=self.hash_files,
                 command=["centermerge", *sys.argv[1:]],
                 progress=report,
             )
         if self.json:
             print(json.dumps(manifest, indent=2))
-            return
-        seconds, peak = manifest["wall_seconds"], manifest["peak_memory_bytes"]
-        print(f"wrote {self.output} in {seconds:.1f} s, peak memory {_size(peak)}")
+        elif not self.quiet:
+            print(_summary(todo, recipe.output, manifest))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +109,7 @@ class Plan(_Arguments):
 
     def run(self) -> None:
         """Plans and prints."""
-        from centermerge_jax.planning import plan
+        from centermerge_jax.planning import check_memory, plan
         from centermerge_jax.views import format_rows
 
         todo = plan(_recipe(self))
@@ -102,10 +131,12 @@ class Plan(_Arguments):
         print(
             f"{len(todo.models)} models, {len(todo.leaves.merged)} leaves to merge"
             f"{f', {matrices} of them as matrices' if todo.rows else ''}; "
-            f"reads {_size(todo.read_bytes)}, writes {_size(todo.written_bytes)}, "
-            f"needs about {_size(todo.peak_bytes)} of memory"
+            f"reads {size_text(todo.read_bytes)}, writes {size_text(todo.written_bytes)}, "
+            f"in {len(todo.parts)} part{'s' * (len(todo.parts) != 1)}; needs about "
+            f"{size_text(todo.peak_bytes)} of memory"
         )
-        _warn(todo)
+        _warn(todo.warnings)
+        check_memory(todo)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +188,10 @@ class Inspect:
         else:
             width = max((len(name) for name in checkpoint.leaves), default=0)
             for name, info in checkpoint.leaves.items():
-                print(f"{name:{width}}  {info}  {_size(info.nbytes)}")
+                print(f"{name:{width}}  {info}  {size_text(info.nbytes)}")
             state = "values not read" if self.headers_only else "all finite"
             print(
-                f"{checkpoint.format}: {len(leaves)} leaves, {_size(total)}"
+                f"{checkpoint.format}: {len(leaves)} leaves, {size_text(total)}"
                 + ("" if problems else f", {state}")
             )
         if problems:
@@ -194,13 +225,40 @@ COMMANDS = {"merge": Merge, "plan": Plan, "inspect": Inspect, "demo": Demo}
 
 
 def _recipe(command: Recipe) -> Recipe:
+    """What the flags say; and what a recipe file says where they say nothing."""
     names = [field.name for field in dataclasses.fields(Recipe)]
-    return Recipe(**{name: getattr(command, name) for name in names})
+    flags = {name: getattr(command, name) for name in names}
+    given = {name: x for name, x in flags.items() if x is not None and x != ()}
+    files = [path for path in command.experts if path.endswith((".yaml", ".yml"))]
+    if not files:
+        return Recipe(**given)
+    from centermerge_jax.errors import ParameterError
+    from centermerge_jax.recipe_files import load_recipe
+
+    if len(command.experts) > 1:
+        raise ParameterError(
+            f"{files[0]}: a recipe file names all experts; give it alone"
+        )
+    recipe, notes = load_recipe(files[0])
+    _warn(notes)
+    del given["experts"]
+    return dataclasses.replace(recipe, **given)
 
 
-def _warn(todo: Any) -> None:
-    for warning in todo.warnings:
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
         print(f"note: {warning}", file=sys.stderr)
+
+
+def _summary(todo: Any, output: str, manifest: Mapping[str, Any]) -> str:
+    seconds, peak = manifest["wall_seconds"], manifest["peak_memory_bytes"]
+    rate = (todo.read_bytes + todo.written_bytes) / max(seconds, 1e-3)
+    return (
+        f"wrote {output} in {seconds:.1f} s: {len(todo.models)} models, "
+        f"{len(todo.outputs)} leaves, {size_text(todo.read_bytes)} read and "
+        f"{size_text(todo.written_bytes)} written ({size_text(int(rate))}/s), peak memory "
+        f"{size_text(peak)}"
+    )
 
 
 def _plan_as_json(todo: Any) -> dict[str, Any]:
@@ -211,19 +269,8 @@ def _plan_as_json(todo: Any) -> dict[str, Any]:
         "views": [dataclasses.asdict(row) for row in todo.rows],
         "read_bytes": todo.read_bytes,
         "written_bytes": todo.written_bytes,
+        "parts": len(todo.parts),
+        "memory_bytes": todo.memory,
         "peak_bytes": todo.peak_bytes,
         "warnings": todo.warnings,
     }
-
-
-def _size(count: int) -> str:
-    """A number of bytes in the unit that suits it.
-
-    Example:
-      >>> _size(1536), _size(88_200_000)
-      ('1.5 kB', '88.2 MB')
-    """
-    if count < 1000:
-        return f"{count} B"
-    power = min(4, (len(str(count)) - 1) // 3)
-    return f"{count / 1000**power:.1f} {'_kMGT'[power]}B"

@@ -7,7 +7,7 @@ products, whatever the storage type.
 from centermerge_jax.linalg.frames import Frame, orthonormalize, polar, project
 from centermerge_jax.linalg.low_rank import LowRank
 from centermerge_jax.linalg.report import SolveRecord, SvdReport, recorded_solves
-from centermerge_jax.linalg.solved import Solved
+from centermerge_jax.linalg.solved import Solved, workspace
 from centermerge_jax.linalg.svd import (
     BYTES_PER_NUMBER,
     MEMORY,
@@ -41,4 +41,5 @@ __all__ = [
     "solve",
     "svd_report",
     "truncated_svd",
+    "workspace",
 ]

@@ -7,7 +7,6 @@ would wait for each other.
 """
 
 import functools
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 import scipy.linalg
 import threadpoolctl
 
+from centermerge_jax.host_memory import cores
 from centermerge_jax.linalg.leading import NUMPY, factors, leading
 from centermerge_jax.linalg.solved import Solved, workspace
 
@@ -46,7 +46,7 @@ def solve_on_host(
     )
     itemsize = np.dtype(dtype).itemsize
     fit = max(1, memory // workspace(*matrices[0].shape, itemsize=itemsize))
-    workers = min(len(matrices), fit, _cores())
+    workers = min(len(matrices), fit, cores())
     with _one_solve, _blas().limit(limits=1, user_api="blas"):
         if workers == 1:
             return [one(x) for x in matrices]
@@ -57,12 +57,6 @@ def solve_on_host(
         finally:
             # After Ctrl-C the matrices that nobody has begun are not begun any more.
             pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # where processes are not bound to cores
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from centermerge_jax.methods.cart import cart
 from centermerge_jax.methods.task_arithmetic import (
@@ -11,6 +12,11 @@ from centermerge_jax.methods.task_arithmetic import (
 )
 from centermerge_jax.methods.weight_average import weight_average
 from centermerge_jax.trees import Params
+
+Scope = Literal["element", "leaf", "tree"]
+"""How much of a tree a method has to see at once: single numbers of all models, whole
+(joined) leaves, or everything. Leaves without a view are seen number by number by the
+methods that take views."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +27,12 @@ class Method:
       function: `function(experts[, base], **hyperparameters) -> params`.
       centered: Whether task vectors are taken around the mean: then two experts merge
         into their average.
+      scope: How much of a tree it has to see at once.
     """
 
     function: Callable[..., Params]
     centered: bool = False
+    scope: Scope = "leaf"
 
     @property
     def needs_base(self) -> bool:
@@ -40,7 +48,7 @@ class Method:
 
 METHODS: Mapping[str, Method] = {
     "cart": Method(cart, centered=True),
-    "weight_average": Method(weight_average),
-    "task_arithmetic": Method(task_arithmetic),
+    "weight_average": Method(weight_average, scope="element"),
+    "task_arithmetic": Method(task_arithmetic, scope="element"),
     "truncated_task_arithmetic": Method(truncated_task_arithmetic),
 }

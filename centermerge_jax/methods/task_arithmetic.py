@@ -1,14 +1,16 @@
 """Task vectors around the pretrained parameters: whole, and truncated."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from centermerge_jax.elementwise import elementwise
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.linalg import MEMORY, LowRank, Solver
 from centermerge_jax.methods.truncated import merge_truncated
 from centermerge_jax.ranks import Rank
 from centermerge_jax.scales import leaf_scales
-from centermerge_jax.task_vectors import Experts, TaskVectors, combine, subtract
-from centermerge_jax.trees import Params, named_experts, named_leaves
+from centermerge_jax.task_vectors import Experts, TaskVectors, check_dtype, subtract
+from centermerge_jax.trees import Params, base_name, named_experts, named_leaves
 from centermerge_jax.views import Views
 
 Rest = Literal["sum", "mean", "base"]
@@ -42,7 +44,24 @@ def task_arithmetic(
     References:
       Ilharco et al., "Editing Models with Task Arithmetic", 2023, arXiv:2212.04089.
     """
-    return combine(subtract(experts, base), scale=scale, dtype=dtype)
+    check_dtype(dtype)
+    trees = named_experts(experts)
+    scales = leaf_scales(scale, base, tuple(trees))
+    # Number by number it needs no task vectors as a whole.
+    name = base_name(trees)
+    return elementwise(
+        _add_scaled,
+        trees | {name: base},
+        given=scales,
+        dtype=dtype,
+        any_dtype=(name,),
+    )
+
+
+def _add_scaled(trees: Sequence[Any], scale: Any) -> Any:
+    *experts, base = trees
+    scales = [scale] * len(experts) if scale.ndim == 0 else scale
+    return sum((s * (x - base) for s, x in zip(scales, experts, strict=True)), base)
 
 
 def truncated_task_arithmetic(
@@ -89,8 +108,7 @@ def truncated_task_arithmetic(
     by_leaf = dict(
         zip(named_leaves(base), leaf_scales(scale, base, tasks), strict=True)
     )
-    # Whatever an expert is called, the base needs a name that is not taken.
-    name = "base" if "base" not in trees else "the base"
+    name = base_name(trees)
     return merge_truncated(
         lambda part: subtract({task: part[task] for task in tasks}, part[name]),
         trees | {name: base},

@@ -30,7 +30,8 @@ def sha256(path):
 def test_safetensors_in_memory_and_on_disk_are_the_same(tmp_path, capsys):
     paths = write_safetensors(tmp_path)
     for name in ("one", "two"):
-        main(["merge", *paths, "-o", f"{tmp_path}/{name}.safetensors", *RECIPE])
+        output = f"{tmp_path}/{name}.safetensors"
+        main(["merge", *paths, "-o", output, *RECIPE, "--hash-files"])
     assert "wrote" in capsys.readouterr().out
     chex.assert_trees_all_equal(load_file(tmp_path / "one.safetensors"), wanted())
     assert sha256(tmp_path / "one.safetensors") == sha256(tmp_path / "two.safetensors")
@@ -99,7 +100,8 @@ def test_three_hub_folders_with_torch_names_shards_and_heads(tmp_path):
         "2": "dtd",
     }
     assert (out / "tokenizer.json").is_file()
-    assert not (out / "README.md").exists()
+    # Its own card, not that of an expert.
+    assert "Merged by `cart`" in (out / "README.md").read_text()
 
 
 def test_flax_names_in_hub_folders(tmp_path):
@@ -177,7 +179,8 @@ def test_kept_leaves_of_the_base_are_cast_and_recorded(tmp_path):
     (base,) = write_safetensors(tmp_path, names=("pretrained",), pretrained=head)
     out = tmp_path / "out.safetensors"
     keep = ("--base", base, "--keep", "head/.*", "--keep-from", "base")
-    main(["merge", *paths, "-o", str(out), *RECIPE, *keep, "--dtype", "bfloat16"])
+    how = ("--dtype", "bfloat16", "--hash-files")
+    main(["merge", *paths, "-o", str(out), *RECIPE, *keep, *how])
     kept = open_checkpoint(out).read("head/kernel")
     assert str(kept.dtype) == "bfloat16"
     np.testing.assert_array_equal(np.float32(kept), head["head/kernel"])

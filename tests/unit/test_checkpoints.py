@@ -397,6 +397,7 @@ def test_manifest(tmp_path):
         hyperparameters={"rank": 0.08, "scale": [1.0, 2.0]},
         inputs=inputs,
         started=started,
+        hash_files=True,
         views_digest="0123",
         command=["centermerge", "merge"],
     )
