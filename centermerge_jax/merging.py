@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
@@ -33,7 +34,7 @@ from centermerge_jax.checkpoints import (
 )
 from centermerge_jax.division import Part
 from centermerge_jax.errors import listing
-from centermerge_jax.host_memory import Arena, give_back
+from centermerge_jax.host_memory import Arena, cores, give_back
 from centermerge_jax.linalg import recorded_solves
 from centermerge_jax.planning import Plan, cast, check_memory, find_method
 from centermerge_jax.progress import Report, silent, size_text
@@ -112,7 +113,7 @@ def _merge_parts(todo: Plan, stage: Stage) -> Iterator[tuple[str, float]]:
     sizes = [_read_bytes(todo, part) for part in todo.parts]
     total = max(1, sum(sizes))
     found = done = total - sum(sizes[i] for i in waiting)
-    arenas = Arena(), Arena()
+    arenas = [Arena() for _ in range(1 + todo.needs.ahead)]
     with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
         written: Future[None] | None = None
         read = _ahead(reading, todo, waiting, arenas)
@@ -146,15 +147,15 @@ def _ahead(
     waiting: Sequence[int],
     arenas: Sequence[Arena],
 ) -> Iterator[tuple[dict[str, Leaves], Any]]:
-    """What is read of each part, one part ahead of the one in work."""
-    pending: Future[Any] | None = None
+    """What is read of each part; with two arenas one part ahead of the one in work."""
+    pending: deque[Future[Any]] = deque()
     for turn, number in enumerate(waiting):
-        following = pool.submit(_read, todo, todo.parts[number], arenas[turn % 2])
-        if pending is not None:
-            yield pending.result()
-        pending = following
-    if pending is not None:
-        yield pending.result()
+        arena = arenas[turn % len(arenas)]
+        pending.append(pool.submit(_read, todo, todo.parts[number], arena))
+        if len(pending) == len(arenas):
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _models(todo: Plan, part: Part) -> Mapping[str, Checkpoint]:
@@ -181,7 +182,7 @@ def _read(
     trees: dict[str, Leaves] = {}
     digests: dict[str, dict[str, str]] = {}
     problems: list[str] = []
-    with ThreadPoolExecutor(1) as checking:
+    with ThreadPoolExecutor(cores()) as checking:
         checks = []
         for name, model in models.items():
             trees[name] = {}

@@ -1,7 +1,8 @@
 """How much memory a part of a merge takes: the reckoning behind `--memory`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -9,16 +10,21 @@ from centermerge_jax.checkpoints import Checkpoint, LeafInfo
 from centermerge_jax.division import Part
 from centermerge_jax.host_memory import cores
 from centermerge_jax.linalg import BYTES_PER_NUMBER, workspace
+from centermerge_jax.methods import Method
+from centermerge_jax.ranks import resolve_rank
 from centermerge_jax.recipe import Recipe
 from centermerge_jax.views import MatrixView, Table
 
-RUNTIME = 300 * 2**20
-"""Bytes that Python, JAX and its compiler take before any tensor is there."""
+RUNTIME = 200 * 2**20
+"""Bytes that Python and JAX take before any tensor is there."""
+
+SOLVING = 100 * 2**20
+"""Bytes of SciPy and compiled programs beside that, where matrices are solved."""
 
 AT_ONCE = 2**28
 """Bytes of a part over all models, from which on larger parts gain nothing."""
 
-_LEAST = 2**16
+LEAST = 2**16
 """Numbers of a part below which its overhead is all that remains."""
 
 _FLOAT = 4
@@ -26,75 +32,108 @@ _FLOAT = 4
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes for each number of one model in a part.
+    """Bytes, of which most are for each number of one model in a part.
 
     Attributes:
-      stored: As they are read, over all models.
-      trees: Number of models.
-      elementwise: Beside that, for leaves that are seen number by number.
-      matrices: Likewise for matrices that are factorised.
-      written: Of the result, as it is computed and as it is stored.
-      kept: Of leaves that are copied, as they are read.
-      workspace: Beside all that, for the matrices that are solved at a time.
+      runtime: Before any tensor is there, for the whole process.
+      trees: How many models are read.
+      stored: For each number as it is read, over all models.
+      written: For each number of the result.
+      dense: For each number of one leaf that is no matrix, as the method sees it.
+      matrices: For each number of matrices that are factorised.
+      cast: For each number, where inputs are cast before they are merged.
+      workspace: For one matrix that is solved.
+      workers: Matrices that are solved at a time.
+      ahead: Whether the next part is read while one is merged.
     """
 
-    stored: int
+    runtime: int
     trees: int
-    elementwise: int
-    matrices: int
+    stored: int
     written: int
-    kept: int
+    dense: int
+    matrices: int
+    cast: int
     workspace: int
+    workers: int
+    ahead: bool = True
 
     @classmethod
     def of(
         cls,
         recipe: Recipe,
+        method: Method,
         models: Sequence[Checkpoint],
         leaves: Mapping[str, LeafInfo],
         views: Table,
+        settings: Mapping[str, Mapping[str, Any]],
     ) -> "Needs":
         """The needs of a recipe."""
-        widest = max((info.dtype.itemsize for info in leaves.values()), default=_FLOAT)
-        stored = sum(
-            max((m.leaves[x].dtype.itemsize for x in leaves), default=_FLOAT)
-            for m in models
-        )
-        output = np.dtype(recipe.dtype).itemsize if recipe.dtype else widest
-        computed = max(
-            _FLOAT, widest if widest == 8 else 0, output if output == 8 else 0
-        )
-        cast = computed * len(models) if recipe.dtype else 0
+        widths = [max(m.leaves[x].dtype.itemsize for x in leaves) for m in models]
+        written = np.dtype(recipe.dtype).itemsize if recipe.dtype else widths[0]
+        computed = max(_FLOAT, written, widths[0])
+        matrices = {name: view for name, view in views.items() if view is not None}
+        held = [_held(view, settings[name]["rank"]) for name, view in matrices.items()]
+        work = (_workspace(view) for view in matrices.values())
         return cls(
-            stored=stored,
+            runtime=RUNTIME + (SOLVING if matrices else 0),
             trees=len(models),
-            elementwise=computed * (len(models) + 1) + cast,
-            matrices=BYTES_PER_NUMBER * len(models) * computed // _FLOAT + cast,
-            written=computed + output,
-            kept=widest,
-            workspace=max(map(_workspace, filter(None, views.values())), default=0),
+            stored=sum(widths),
+            written=written,
+            dense=0 if method.scope == "element" else computed * (len(models) + 2),
+            matrices=int(computed * len(models) * max(held, default=0)),
+            cast=computed * sum(w != computed for w in widths) if recipe.dtype else 0,
+            workspace=max(work, default=0),
+            workers=cores(),
         )
+
+    def thriftier(self) -> Iterator["Needs"]:
+        """These needs, and then smaller ones, which cost time."""
+        yield self
+        yield replace(self, ahead=False)
+        if self.workspace:
+            yield replace(self, ahead=False, workers=1)
+
+    @property
+    def _moved(self) -> int:
+        """Bytes for each number that is read and written."""
+        return (1 + self.ahead) * self.stored + 2 * self.written + self.cast
 
     def bytes(self, part: Part) -> int:
         """Resident memory while it is merged, the next read and the last written."""
         if part.kept:
-            return RUNTIME + part.numbers * (2 * self.kept + self.written)
-        each = 2 * self.stored + 2 * self.written
-        return RUNTIME + self.work(part) + part.numbers * each
+            work = 0
+        elif part.matrix is None:  # these are merged leaf by leaf
+            work = self.dense * max(piece.stop - piece.start for piece in part.pieces)
+        else:
+            work = part.numbers * self.matrices + self.workers * self.workspace
+        return self.runtime + part.numbers * self._moved + work
 
     def work(self, part: Part) -> int:
-        """Of it what the method takes, beside its input and output."""
-        if part.matrix is None:
-            return part.numbers * self.elementwise
-        return part.numbers * self.matrices + _workspace(part.matrix)
+        """What to tell a method about the memory for its work on a part."""
+        if self.workers < cores():
+            return max(1, self.workers * self.workspace)
+        # Enough for it as a whole: it was divided before.
+        each = BYTES_PER_NUMBER * self.trees
+        return each * part.numbers + self.workers * self.workspace
 
     def most(self, memory: int) -> int:
         """Numbers of one model in a part, so that all fits into memory."""
-        work = max(self.elementwise, self.matrices if self.workspace else 0)
-        each = work + 2 * self.stored + 2 * self.written
-        left = memory - RUNTIME - self.workspace
-        return max(_LEAST, min(left // each, AT_ONCE // self.stored))
+        each = self._moved + max(self.dense, self.matrices)
+        left = memory - self.runtime - self.workers * self.workspace
+        return max(LEAST, min(left // each, AT_ONCE // self.stored))
+
+
+def _held(view: MatrixView, rank: int | float) -> float:
+    """Numbers that truncating takes for each number of a task vector.
+
+    It, a copy if it is joined, its factors three times (as they come, stacked, and
+    scaled), and a little.
+    """
+    m, n = view.joint_shape
+    factors = resolve_rank(rank, view.size) * (m + n) / (m * n)
+    return 1.25 + (view.join is not None) + 3 * factors
 
 
 def _workspace(view: MatrixView) -> int:
-    return cores() * workspace(*view.joint_shape, itemsize=_FLOAT)
+    return workspace(*view.joint_shape, itemsize=_FLOAT)

@@ -129,21 +129,25 @@ def plan(recipe: Recipe) -> Plan:
     merged = {name: infos[name] for name in leaves.merged}
     kept = {name: keeper.leaves[name] for name in leaves.kept} if keeper else {}
     memory = parse_size(recipe.memory or MEMORY)
-    needs = Needs.of(recipe, list(models.values()), merged, table)
-    most = needs.most(memory)
-    parts = [
-        *divide(
-            merged,
-            views=table,
-            settings=settings,
-            scope=method.scope,
-            most=most,
-            divisible=all(model.fetch_range for model in models.values()),
-        ),
-        *copies(kept, most=most, divisible=bool(keeper and keeper.fetch_range)),
-    ]
+    needs = Needs.of(recipe, method, list(models.values()), merged, table, settings)
+    parts, peak = [], 0
+    for needs in needs.thriftier():  # noqa: B020  the first that fits, or the last
+        most = needs.most(memory)
+        parts = [
+            *divide(
+                merged,
+                views=table,
+                settings=settings,
+                scope=method.scope,
+                most=most,
+                divisible=all(model.fetch_range for model in models.values()),
+            ),
+            *copies(kept, most=most, divisible=bool(keeper and keeper.fetch_range)),
+        ]
+        peak = max(needs.bytes(part) for part in parts)
+        if peak <= memory:
+            break
     outputs = {name: _output(recipe, info) for name, info in (merged | kept).items()}
-    peak = max(needs.bytes(part) for part in parts)
     read = sum(info.nbytes for info in kept.values()) + sum(
         checkpoint.leaves[name].nbytes
         for checkpoint in models.values()
@@ -371,7 +375,7 @@ def _header(
 def cast(leaves: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     """The floating leaves in one type, the others as they are."""
     return {
-        name: leaf.astype(dtype)
+        name: leaf.astype(dtype, copy=False)
         if isinstance(leaf, np.ndarray) and is_merged(leaf)
         else leaf
         for name, leaf in leaves.items()

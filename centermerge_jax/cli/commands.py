@@ -131,8 +131,9 @@ class Plan(_Arguments):
         print(
             f"{len(todo.models)} models, {len(todo.leaves.merged)} leaves to merge"
             f"{f', {matrices} of them as matrices' if todo.rows else ''}; "
-            f"reads {size_text(todo.read_bytes)}, writes {size_text(todo.written_bytes)}, "
-            f"in {len(todo.parts)} part{'s' * (len(todo.parts) != 1)}; needs about "
+            f"reads {size_text(todo.read_bytes)}, writes "
+            f"{size_text(todo.written_bytes)}, in {len(todo.parts)} "
+            f"part{'s' * (len(todo.parts) != 1)}; needs about "
             f"{size_text(todo.peak_bytes)} of memory"
         )
         _warn(todo.warnings)
@@ -256,8 +257,8 @@ def _summary(todo: Any, output: str, manifest: Mapping[str, Any]) -> str:
     return (
         f"wrote {output} in {seconds:.1f} s: {len(todo.models)} models, "
         f"{len(todo.outputs)} leaves, {size_text(todo.read_bytes)} read and "
-        f"{size_text(todo.written_bytes)} written ({size_text(int(rate))}/s), peak memory "
-        f"{size_text(peak)}"
+        f"{size_text(todo.written_bytes)} written ({size_text(int(rate))}/s), peak "
+        f"memory {size_text(peak)}"
     )
 
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from centermerge_jax.elementwise import elementwise
 from centermerge_jax.errors import ParameterError
-from centermerge_jax.task_vectors import Experts, center, combine
-from centermerge_jax.trees import Params
+from centermerge_jax.task_vectors import Experts, check_dtype
+from centermerge_jax.trees import Params, named_experts, named_leaves
 
 _ROUNDING = 1e-12
 """Weights that cancel to this share of their size sum to zero but for rounding."""
@@ -55,9 +56,24 @@ def weight_average(
     References:
       Wortsman et al., "Model soups", 2022, arXiv:2203.05482.
     """
-    tv = center(experts)
-    scale = 1.0 if weights is None else _shares(weights, tv.tasks)
-    return combine(tv, scale=scale, dtype=dtype)
+    check_dtype(dtype)
+    trees = named_experts(experts)
+    shares = None
+    if weights is not None:
+        shares = [_shares(weights, tuple(trees))] * len(
+            named_leaves(next(iter(trees.values())))
+        )
+    return elementwise(_mean, trees, given=shares, dtype=dtype)
+
+
+def _mean(trees: Sequence[Any], shares: Any) -> Any:
+    """The mean of arrays; relative to the first of them, so that nothing is lost."""
+    first, *others = trees
+    if shares is None:
+        return first + sum((x - first for x in others), 0 * first) / len(trees)
+    return sum(
+        (s * (x - first) for s, x in zip(shares[1:], others, strict=True)), first
+    )
 
 
 def _shares(weights: Any, tasks: Sequence[str]) -> Any:

@@ -37,7 +37,6 @@ SETTINGS = {
 }
 PROGRAM = (sys.executable, "-c", "from centermerge_jax.cli import main; main()")
 _COPY = 2**23  # bytes that a plain copy moves at a time
-_MEASURE = "--measure"
 
 
 def main(
@@ -142,8 +141,7 @@ def _rates(
     moved = one * (len(files) + 1)
     merge = ["merge", *_command(models, method, count), "-o", str(target), "--quiet"]
     ours = [*PROGRAM, *merge]
-    copy = [sys.executable, "-m", __spec__.name, _MEASURE, *map(str, files)]
-    peers = {"copy": copy, "ours": ours}
+    peers: dict[str, list[str] | None] = {"copy": None, "ours": ours}
     if mergekit is not None:
         recipe = models / f"{method}.yaml"
         recipe.write_text(_recipe(models, method, names))
@@ -160,7 +158,10 @@ def _rates(
                     other if name == "mergekit" else target, ignore_errors=True
                 )
                 _prepare(files, cold=cold)
-                took, peak = _run(command)
+                if command is None:
+                    took, peak = _plain_copy(files, target), 0
+                else:
+                    took, peak = _run(command)
                 seconds[name].append(took)
                 peaks[name] = max(peaks[name], peak)
         for name, times in seconds.items():
@@ -191,20 +192,21 @@ def _prepare(files: Sequence[Path], *, cold: bool) -> None:
                     pass
 
 
-def _plain_copy(files: Sequence[str]) -> None:
-    """Reads all files and writes as many bytes as the first has."""
+def _plain_copy(files: Sequence[Path], target: Path) -> float:
+    """Seconds of reading all files and writing as many bytes as the first has."""
     buffer = bytearray(_COPY)
+    began = time.perf_counter()
     for file in files:
-        with Path(file).open("rb", buffering=0) as stream:
+        with file.open("rb", buffering=0) as stream:
             while stream.readinto(buffer):
                 pass
-    target = Path(files[0]).parents[1] / "merged"
     target.mkdir()
     with (target / "copy").open("wb", buffering=0) as stream:
-        left = Path(files[0]).stat().st_size
+        left = files[0].stat().st_size
         while left > 0:
             left -= stream.write(memoryview(buffer)[: min(left, _COPY)])
         os.fsync(stream.fileno())
+    return time.perf_counter() - began
 
 
 def _recipe(models: Path, method: str, names: Sequence[str]) -> str:
@@ -296,7 +298,4 @@ def draw(rates: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [_MEASURE]:
-        _plain_copy(sys.argv[2:])
-    else:
-        tyro.cli(main, description=__doc__)
+    tyro.cli(main, description=__doc__)
