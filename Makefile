@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench test check format clean
+.PHONY: help venv demo bench mergekit test check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,10 +21,16 @@ venv: .venv/installed ## make the environment with the exact versions of constra
 demo: venv ## merge four real experts, evaluate, tabulate and plot (about 5 minutes)
 	$(BIN)/centermerge demo
 
-bench: venv ## run all benchmarks on a quiet machine (about 25 minutes)
-	for program in solvers whole_merge sweep compilation; do \
+bench: venv ## run all benchmarks on a quiet machine (about an hour)
+	for program in solvers whole_merge sweep compilation streaming; do \
 	  $(BIN)/python -m experiments.benchmarks.$$program || exit 1; \
 	done
+
+mergekit: ## install mergekit in its own environment, for a benchmark (1.6 GB)
+	test -x third_party/.venv-mergekit/bin/python || \
+	  $(PYTHON) -m venv third_party/.venv-mergekit
+	third_party/.venv-mergekit/bin/python -m pip install --quiet \
+	  --disable-pip-version-check --requirement third_party/mergekit.txt
 
 test: venv ## run all tests
 	$(BIN)/python -m pytest --numprocesses 2

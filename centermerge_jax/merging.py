@@ -36,10 +36,11 @@ from centermerge_jax.division import Part
 from centermerge_jax.errors import listing
 from centermerge_jax.host_memory import Arena, cores, give_back
 from centermerge_jax.linalg import recorded_solves
-from centermerge_jax.planning import Plan, cast, check_memory, find_method
+from centermerge_jax.planning import Plan, cast, check_memory
 from centermerge_jax.progress import Report, silent, size_text
 from centermerge_jax.ranks import resolve_rank
 from centermerge_jax.recipe import Recipe
+from centermerge_jax.settings import find_method
 from centermerge_jax.trees import compute_dtype
 from centermerge_jax.views import digest
 

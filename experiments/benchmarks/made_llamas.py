@@ -79,6 +79,7 @@ class Llama:
 
 # The widest is that of TinyLlama 1.1B.
 SIZES = {
+    "5MiB": Llama(256, 512, 2, 100),
     "0.3GiB": Llama(1024, 2816, 4, 16000),
     "1.2GiB": Llama(1024, 2816, 28, 16000),
     "4GiB": Llama(2048, 5632, 22, 32000),

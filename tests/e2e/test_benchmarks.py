@@ -17,7 +17,9 @@ def run(program, *arguments):
     )
 
 
-@pytest.mark.parametrize("program", ["solvers", "whole_merge", "sweep", "spectrum"])
+@pytest.mark.parametrize(
+    "program", ["solvers", "whole_merge", "sweep", "spectrum", "streaming"]
+)
 def test_help(program):
     done = run(program, "--help")
     assert done.returncode == 0, done.stderr
@@ -31,3 +33,20 @@ def test_compilation_of_a_shallow_model(tmp_path):
     (measured,) = json.loads((tmp_path / "compilation.json").read_text())["lines"]
     assert measured["depth"] == 2
     assert 0 < measured["programs"] < 100
+
+
+def test_streaming_of_a_tiny_model(tmp_path):
+    small = ("--sizes", "5MiB", "--experts", "3", "--budgets", "1GiB")
+    where = ("--folder", str(tmp_path), "--output", str(tmp_path), "--mergekit", "none")
+    done = run("streaming", *small, *where, "--repeats", "1")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "streaming.json").read_text())
+    assert {line["method"] for line in record["memory"]} == {
+        "weight_average",
+        "task_arithmetic",
+        "cart",
+    }
+    for line in record["memory"]:
+        # Of so small a model nearly all is Python and JAX; larger ones are nearer.
+        assert 0.6 < line["peak"] / line["predicted"] < 1.4
+    assert {line["program"] for line in record["rates"]} == {"copy", "ours"}

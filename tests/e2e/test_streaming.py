@@ -23,7 +23,7 @@ from centermerge_jax.cli import main
 from centermerge_jax.planning import plan
 from centermerge_jax.recipe import Recipe
 
-KILLS = int(os.environ.get("CENTERMERGE_KILLS", "4"))
+KILLS = int(os.environ.get("CENTERMERGE_KILLS", "2"))
 LITTLE = needs.RUNTIME + needs.SOLVING + 7 * 2**20
 RECIPE = ("--rank", "0.25", "--scale", "1.5")
 
@@ -176,6 +176,14 @@ def start(arguments, *, program="from centermerge_jax.cli import main; main()"):
     )
 
 
+def wait_for_lines(count, process, output):
+    """Waits until the journal of an output has so many lines."""
+    journal = stage_path(output) / "journal.jsonl"
+    while not journal.exists() or len(journal.read_text().splitlines()) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
 def arguments(paths, views, output):
     files = [str(path) for path in paths.values()]
     return [
@@ -191,35 +199,51 @@ def arguments(paths, views, output):
     ]
 
 
-@pytest.mark.parametrize("form", ["out.safetensors", "out"])
+def content(output):
+    """What has to be the same: bytes of safetensors, arrays of Orbax."""
+    if output.suffix == ".safetensors":
+        return output.read_bytes()
+    if (output / "model.safetensors").is_file():
+        return (output / "model.safetensors").read_bytes()
+    leaves = open_checkpoint(output).read_all()
+    return {name: leaf.tobytes() for name, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize("form", ["out.safetensors", "hub", "orbax"])
 def test_kills_at_random_moments(stacked, tmp_path, form):
     """SIGKILL, then --resume: the bytes of a merge that was never disturbed."""
     _, paths, views = stacked
     folder = tmp_path / "results"
     folder.mkdir()
+    flags = ("--format", form) if form in ("hub", "orbax") else ()
+
+    def command(name):
+        return [*arguments(paths, views, folder / f"{name}-{form}"), *flags]
+
+    whole = start(command("whole"), program=SLOW)
+    wait_for_lines(1, whole, folder / f"whole-{form}")
     began = time.perf_counter()
-    whole = start(arguments(paths, views, folder / f"whole-{form}"), program=SLOW)
     _, error = whole.communicate()
     assert whole.returncode == 0, error
     took = time.perf_counter() - began
-    main_file = "model.safetensors" if form == "out" else ""
-    wanted = (folder / f"whole-{form}" / main_file).read_bytes()
+    wanted = content(folder / f"whole-{form}")
     rng = np.random.default_rng(KILLS)
     resumed = 0
     for number in range(KILLS):
         output = folder / f"{number}-{form}"
-        process = start(arguments(paths, views, output), program=SLOW)
-        time.sleep(rng.uniform(0.2, 1.0) * took)
+        process = start(command(number), program=SLOW)
+        wait_for_lines(1, process, output)
+        time.sleep(rng.uniform(0.0, 0.9) * took)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         resumed += stage_path(output).exists()
         if output.exists():  # it was faster; then it is whole
-            assert (output / main_file).read_bytes() == wanted
+            assert content(output) == wanted
             continue
-        process = start([*arguments(paths, views, output), "--resume"])
+        process = start([*command(number), "--resume"])
         _, error = process.communicate()
         assert process.returncode == 0, error
-        assert (output / main_file).read_bytes() == wanted
+        assert content(output) == wanted
         assert not stage_path(output).exists()
     assert resumed, "no kill came in the middle"
 
@@ -230,10 +254,7 @@ def unfinished(stacked, tmp_path):
     _, paths, views = stacked
     output = tmp_path / "out.safetensors"
     process = start(arguments(paths, views, output), program=SLOW)
-    journal = stage_path(output) / "journal.jsonl"
-    while not journal.exists() or len(journal.read_text().splitlines()) < 3:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    wait_for_lines(3, process, output)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return paths, views, output

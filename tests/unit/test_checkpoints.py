@@ -423,6 +423,26 @@ def test_manifest(tmp_path):
     assert json.loads(beside.read_text()) == manifest
 
 
+@pytest.mark.parametrize(
+    "dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_one_number_that_is_not_finite_is_seen(dtype, order):
+    largest = ml_dtypes.finfo(dtype).max
+    # All finite, although their sum is not.
+    x = np.full((700, 600), largest, dtype, order=order)
+    x[::2] *= -1
+    assert checkpoints.non_finite("x", {"w": x}) == []
+    x[...] = largest
+    assert checkpoints.non_finite("x", {"w": x}) == []
+    for where in ((0, 0), (350, 123), (699, 599)):
+        for value, text in ((np.nan, "1 NaN, 0 inf"), (-np.inf, "0 NaN, 1 inf")):
+            bad = x.copy(order="K")
+            bad[where] = value
+            (problem,) = checkpoints.non_finite("x", {"w": bad})
+            assert text in problem
+
+
 def test_non_finite_counts():
     bad = np.array([np.nan, np.inf, -np.inf, 1, np.nan])
     leaves = {

@@ -1,0 +1,85 @@
+"""The models that a recipe names, opened."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from centermerge_jax.checkpoints import (
+    Checkpoint,
+    is_adapter,
+    load_name_map,
+    open_adapter,
+    open_checkpoint,
+    rename,
+)
+from centermerge_jax.errors import ParameterError
+from centermerge_jax.recipe import Recipe
+
+
+def open_experts(recipe: Recipe, base: Checkpoint | None) -> dict[str, Checkpoint]:
+    """The experts by name, in the order of the tasks.
+
+    Raises:
+      CheckpointError: One cannot be opened.
+      ParameterError: Two have one name, or a name map is for nobody.
+    """
+    experts: dict[str, Checkpoint] = {}
+    for given in recipe.experts:
+        name, path = _name_and_path(given)
+        checkpoint = open_model(recipe, name, path, base)
+        name = name or checkpoint.name
+        if name in experts or name == "base":
+            other = experts[name].path if name in experts else "that of the base"
+            raise ParameterError(
+                f"{path}: the name {name!r} is taken ({other}); call it otherwise with "
+                "NAME=PATH"
+            )
+        experts[name] = checkpoint
+    renamed = {given.partition("=")[0] for given in recipe.names}
+    if unknown := renamed - {*experts, "base"}:
+        raise ParameterError(
+            f"--names {', '.join(sorted(unknown))}: no such model, there are "
+            f"{', '.join([*experts, 'base'])}"
+        )
+    return dict(sorted(experts.items()))
+
+
+def _name_and_path(given: str) -> tuple[str, str]:
+    """Of `NAME=PATH`, or of a path alone, whose name is then empty."""
+    # A path may hold a '='; a name holds no '/'.
+    before, equals, after = given.partition("=")
+    called = equals and "/" not in before and not Path(given).exists()
+    name, path = (before, after) if called else ("", given)
+    if not path or (called and not name):
+        raise ParameterError(f"expert {given!r}: give a PATH or NAME=PATH")
+    return name, path
+
+
+def adapters(recipe: Recipe) -> Iterator[bool]:
+    """For each expert, whether it is an adapter."""
+    return (is_adapter(Path(_name_and_path(given)[1])) for given in recipe.experts)
+
+
+def open_model(
+    recipe: Recipe, name: str, path: str, base: Checkpoint | None = None
+) -> Checkpoint:
+    """Opens a model: an adapter on its base, under other names if they are given.
+
+    Args:
+      recipe: Its `path` and `names` are looked at.
+      name: What the model is called; empty if by its path.
+      path: Where it lies.
+      base: What adapters change.
+    """
+    if is_adapter(Path(path)):
+        if base is None:
+            raise ParameterError(f"{path} is an adapter: --base PATH says of what")
+        opened = open_adapter(Path(path), base)
+    else:
+        opened = open_checkpoint(path, subtree=recipe.path)
+    for given in recipe.names:
+        model, _, file = given.partition("=")
+        if not file:
+            raise ParameterError(f"--names {given}: give MODEL=FILE")
+        if model == (name or opened.name):
+            opened = rename(opened, load_name_map(Path(file)))
+    return opened
