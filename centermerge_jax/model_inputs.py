@@ -22,6 +22,8 @@ def open_experts(recipe: Recipe, base: Checkpoint | None) -> dict[str, Checkpoin
       CheckpointError: One cannot be opened.
       ParameterError: Two have one name, or a name map is for nobody.
     """
+    if not recipe.experts:
+        raise ParameterError("what is to be merged? Give the experts' checkpoints")
     experts: dict[str, Checkpoint] = {}
     for given in recipe.experts:
         name, path = _name_and_path(given)

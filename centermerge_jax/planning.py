@@ -107,7 +107,7 @@ def plan(recipe: Recipe) -> Plan:
     infos = next(iter(experts.values())).leaves
     merged = {name: infos[name] for name in leaves.merged}
     kept = {name: keeper.leaves[name] for name in leaves.kept} if keeper else {}
-    memory = parse_size(recipe.memory or MEMORY)
+    memory = parse_size(recipe.memory or MEMORY, of="--memory")
     needs = Needs.of(recipe, method, list(models.values()), merged, table, settings)
     divisible = all(model.fetch_range for model in models.values())
     parts, peak = [], 0

@@ -97,7 +97,7 @@ class Recipe:
       keep: Regular expressions; leaves whose whole name matches one (a task head) are
         not merged but copied from the model that --keep-from names.
       keep_from: The expert, or 'base', whose leaves --keep keeps.
-      memory: Memory that the merge may take, such as 4GiB or 500MB.
+      memory: Memory that the process may take in all, such as 500MB; 4GiB by default.
       output: The new checkpoint: a file if it ends in .safetensors, else a folder.
       format: Form of an output folder, hub or orbax; by default that of the first
         expert.
@@ -124,12 +124,13 @@ class Recipe:
     format: str | None = None
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, *, of: str = "a size") -> int:
     """The number of bytes that a text such as `4GiB` says.
 
     Args:
       text: A number and a unit: B, kB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB
         (powers of 1024). Without a unit it is a whole number of bytes.
+      of: What it is the size of, for the message.
 
     Returns:
       At least 1; parts of a byte are cut off.
@@ -148,6 +149,6 @@ def parse_size(text: str) -> int:
             return int(count)
     units = ", ".join(unit for unit in _UNITS if unit)
     raise ParameterError(
-        f"a size is a number and one of {units}, such as 4GiB, or a whole number of "
+        f"{of} is a number and one of {units}, such as 4GiB, or a whole number of "
         f"bytes, and at least 1; got {text!r}"
     )

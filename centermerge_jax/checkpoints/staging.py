@@ -113,13 +113,13 @@ def staged(
     """
     folder = stage_path(output)
     existed = folder.is_dir()
-    if existed and not resume:
-        raise CheckpointError(
-            f"{output}: an unfinished merge lies in {folder}: continue it with "
-            "--resume, or remove that folder"
-        )
     folder.mkdir(exist_ok=True)
     with _locked(folder, output):
+        if existed and not resume:
+            raise CheckpointError(
+                f"{output}: an unfinished merge lies in {folder}: continue it with "
+                "--resume, or remove that folder"
+            )
         stage = Stage(folder, layout)
         lines = _journal(folder) if existed else []
         if lines:
@@ -135,24 +135,32 @@ def staged(
                 _append(folder, identity)
             yield stage
         except BaseException as error:
-            hopeless = isinstance(error, MergeError) and (
-                isinstance(error, HopelessError)
-                or not isinstance(error, CheckpointError)
-            )
-            kept = stage.finished and not hopeless
+            kept = bool(stage.finished) and not _hopeless(error)
             if not kept:
                 shutil.rmtree(folder, ignore_errors=True)
-            hint = f"; {_KEPT}" if kept else ""
-            if isinstance(error, OSError):
-                raise CheckpointError(
-                    f"cannot write {output}: {error.strerror}{hint}"
-                ) from error
-            if kept and isinstance(error, CheckpointError):
-                raise CheckpointError(f"{error}{hint}") from error
-            if kept and isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(_KEPT) from error
+            _explain(error, output, kept=kept)
             raise
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hopeless(error: BaseException) -> bool:
+    """Whether to continue would meet an error again: it is not about files."""
+    if isinstance(error, CheckpointError):
+        return isinstance(error, HopelessError)
+    return isinstance(error, MergeError)
+
+
+def _explain(error: BaseException, output: Path, *, kept: bool) -> None:
+    """Raises an error that says what became of the work, where there is one to say."""
+    hint = f"; {_KEPT}" if kept else ""
+    if isinstance(error, OSError):
+        raise CheckpointError(
+            f"cannot write {output}: {error.strerror}{hint}"
+        ) from error
+    if kept and isinstance(error, CheckpointError):
+        raise CheckpointError(f"{error}{hint}") from error
+    if kept and isinstance(error, KeyboardInterrupt):
+        raise KeyboardInterrupt(_KEPT) from error
 
 
 @contextlib.contextmanager

@@ -230,6 +230,7 @@ def _recipe(command: Recipe) -> Recipe:
     names = [field.name for field in dataclasses.fields(Recipe)]
     flags = {name: getattr(command, name) for name in names}
     given = {name: x for name, x in flags.items() if x is not None and x != ()}
+    given["experts"] = command.experts
     files = [path for path in command.experts if path.endswith((".yaml", ".yml"))]
     if not files:
         return Recipe(**given)

@@ -1,5 +1,6 @@
 """Merges in parts: the same bytes whatever the budget, and after every kill."""
 
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,11 @@ from safetensors.numpy import load_file, save_file
 
 import centermerge_jax as cm
 from centermerge_jax import needs, stream
-from centermerge_jax.checkpoints import open_checkpoint, stage_path
+from centermerge_jax.checkpoints import (
+    open_checkpoint,
+    safetensors_writing,
+    stage_path,
+)
 from centermerge_jax.cli import main
 from centermerge_jax.planning import plan
 from centermerge_jax.recipe import Recipe
@@ -272,6 +277,41 @@ def test_an_unfinished_merge_is_not_thrown_away(unfinished, capsys):
     error = fails(arguments(paths, views, output), capsys)
     assert "--resume" in error
     assert stage_path(output).is_dir()
+
+
+def test_ctrl_c_in_the_middle_keeps_what_is_finished(stacked, tmp_path):
+    _, paths, views = stacked
+    output = tmp_path / "out.safetensors"
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    process = start(arguments(paths, views, output), program=listen + SLOW)
+    wait_for_lines(3, process, output)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error == "interrupted; what is finished is kept: --resume continues\n"
+    main([*map(str, arguments(paths, views, output)), "--resume"])
+    assert output.is_file()
+
+
+def test_a_disk_that_fills_up_keeps_what_is_finished(
+    stacked, tmp_path, monkeypatch, capsys
+):
+    _, paths, views = stacked
+    output = tmp_path / "out.safetensors"
+    write, calls = safetensors_writing.write, []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors_writing, "write", full)
+        error = fails(arguments(paths, views, output), capsys)
+    assert "No space left on device; what is finished is kept: --resume" in error
+    main([*map(str, arguments(paths, views, output)), "--resume"])
+    assert output.is_file()
 
 
 def test_changed_inputs_are_noticed(unfinished, capsys):

@@ -240,6 +240,7 @@ BAD = {
         (*GOOD, "--exclude", "("),
         "--exclude (",
     ),
+    "no expert": (lambda _: [], GOOD, "what is to be merged"),
     "nothing left": (write_safetensors, (*GOOD, "--exclude", ".*"), "nothing to merge"),
     "a name without a path": (
         lambda f: ["a=", *write_safetensors(f)],
