@@ -37,6 +37,7 @@ SETTINGS = {
 }
 PROGRAM = (sys.executable, "-c", "from centermerge_jax.cli import main; main()")
 MERGEKIT = Path("third_party/.venv-mergekit/bin/mergekit-yaml")
+REFUSED = 2  # exit status of bad input, such as a budget that cannot be met
 _COPY = 2**23  # bytes that a plain copy moves at a time
 
 
@@ -89,26 +90,22 @@ def main(
 def _memory(
     models: Path, size: str, method: str, count: int, budget: str
 ) -> dict[str, Any]:
-    """One merge: seconds and peak, and what was predicted."""
+    """One merge: seconds and peak, and what was predicted; or why it is refused."""
+    line = {"size": size, "method": method, "experts": count, "budget": budget}
     command = _command(models, method, count)
-    plan = [*PROGRAM, "plan", *command, "--json"]
-    plan += ["--memory", budget]
-    predicted = json.loads(subprocess.check_output(plan, text=True))["peak_bytes"]
+    plan = [*PROGRAM, "plan", *command, "--json", "--memory", budget]
+    planned = subprocess.run(plan, text=True, capture_output=True, check=False)
+    if planned.returncode == REFUSED:
+        return line | {"refused": planned.stderr.strip()}
+    planned.check_returncode()
+    found = json.loads(planned.stdout)
     target = models / "merged"
     shutil.rmtree(target, ignore_errors=True)
     merge = ["merge", *command, "-o", str(target), "--memory", budget, "--quiet"]
     seconds, peak = _run([*PROGRAM, *merge])
     shutil.rmtree(target)
-    return {
-        "size": size,
-        "method": method,
-        "experts": count,
-        "budget": budget,
-        "seconds": seconds,
-        "peak": peak,
-        "predicted": predicted,
-        "parts": json.loads(subprocess.check_output(plan, text=True))["parts"],
-    }
+    line |= {"seconds": seconds, "peak": peak}
+    return line | {"predicted": found["peak_bytes"], "parts": found["parts"]}
 
 
 def _command(models: Path, method: str, count: int) -> list[str]:
@@ -251,8 +248,13 @@ def _show_memory(lines: Sequence[dict[str, Any]]) -> None:
             line["peak"] / line["predicted"],
         )
         for line in lines
+        if "refused" not in line
     ]  # fmt: skip
     show("Memory", columns, rows)
+    for line in lines:
+        if "refused" in line:
+            named = f"{line['method']}, {line['experts']} x {line['size']}"
+            print(f"{named}, {line['budget']}: {line['refused']}")
 
 
 def _show_rates(rates: Sequence[dict[str, Any]]) -> None:
