@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from centermerge_jax.methods import METHODS as METHODS
     from centermerge_jax.methods import cart as cart
     from centermerge_jax.methods import task_arithmetic as task_arithmetic
+    from centermerge_jax.methods import ties as ties
     from centermerge_jax.methods import (
         truncated_task_arithmetic as truncated_task_arithmetic,
     )
@@ -79,6 +80,7 @@ _HOMES = {
     "subtract_factors": "low_rank_experts",
     "svd_report": "linalg",
     "task_arithmetic": "methods",
+    "ties": "methods",
     "truncate": "transforms",
     "truncated_svd": "linalg",
     "truncated_task_arithmetic": "methods",
@@ -113,6 +115,7 @@ __all__ = [
     "subtract_factors",
     "svd_report",
     "task_arithmetic",
+    "ties",
     "truncate",
     "truncated_svd",
     "truncated_task_arithmetic",

@@ -7,10 +7,11 @@ is read and checked and the last is written.
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -41,7 +42,13 @@ from centermerge_jax.progress import Report, silent, size_text
 from centermerge_jax.ranks import resolve_rank
 from centermerge_jax.recipe import Recipe
 from centermerge_jax.settings import find_method
-from centermerge_jax.trees import compute_dtype
+from centermerge_jax.trees import (
+    align,
+    base_name,
+    compute_dtype,
+    is_merged,
+    named_experts,
+)
 from centermerge_jax.views import digest
 
 Leaves = dict[str, Any]
@@ -86,8 +93,10 @@ def merge(
     kind = choose_format(output, template, format)
     layout = prepare(todo.outputs, output, kind, template)
     with staged(output, layout, _identity(todo, kind), resume=resume) as stage:
-        for text, share in _merge_parts(todo, stage):
-            progress(text, share)
+        passes = find_method(todo.recipe.method).passes
+        given = _statistics(todo, progress)
+        for text, share in _merge_parts(todo, stage, given):
+            progress(text, (passes + share) / (passes + 1))
         notes = [stage.finished[number] for number in range(len(todo.parts))]
         manifest = describe(
             method=todo.recipe.method,
@@ -107,7 +116,39 @@ def merge(
     return manifest
 
 
-def _merge_parts(todo: Plan, stage: Stage) -> Iterator[tuple[str, float]]:
+def _statistics(todo: Plan, progress: Report) -> dict[str, Any]:
+    """What the method has to know of whole models, from passes before the merge."""
+    method = find_method(todo.recipe.method)
+    if method.statistics is None:
+        return {}
+    parts = [part for part in todo.parts if not part.kept]
+    done = 0
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        nonlocal done
+        arenas = [Arena() for _ in range(1 + todo.needs.ahead)]
+        with ThreadPoolExecutor(1) as reading:
+            for trees in _ahead(reading, todo, _take, parts, arenas):
+                experts, base = _experts_and_base(todo, trees)
+                named = named_experts(experts)
+                name = base_name(named)
+                if base:
+                    named[name] = base[0]
+                _, leaves = align(named, any_dtype=(name,))
+                yield from (row for row in leaves.values() if is_merged(row[0]))
+                done += 1
+                share = done / len(parts) / (method.passes + 1)
+                number = 1 + (done - 1) // len(parts)
+                progress(f"pass {number} of {method.passes} before the merge", share)
+
+    accepted = inspect.signature(method.statistics).parameters
+    chosen = {k: v for k, v in todo.hyperparameters.items() if k in accepted}
+    return dict(method.statistics(rows, **chosen))
+
+
+def _merge_parts(
+    todo: Plan, stage: Stage, given: Mapping[str, Any]
+) -> Iterator[tuple[str, float]]:
     """Reads, merges and writes all parts; yields where it is, and the share done."""
     began = time.perf_counter()
     waiting = [i for i in range(len(todo.parts)) if i not in stage.finished]
@@ -117,9 +158,10 @@ def _merge_parts(todo: Plan, stage: Stage) -> Iterator[tuple[str, float]]:
     arenas = [Arena() for _ in range(1 + todo.needs.ahead)]
     with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
         written: Future[None] | None = None
-        read = _ahead(reading, todo, waiting, arenas)
+        parts = [todo.parts[number] for number in waiting]
+        read = _ahead(reading, todo, _read, parts, arenas)
         for number, (leaves, digests) in zip(waiting, read, strict=True):
-            merged, solves = _merge_part(todo, todo.parts[number], leaves)
+            merged, solves = _merge_part(todo, todo.parts[number], leaves, given)
             del leaves
             # What a method passes on unchanged lies where the next part is read to.
             merged = {
@@ -145,14 +187,15 @@ def _merge_parts(todo: Plan, stage: Stage) -> Iterator[tuple[str, float]]:
 def _ahead(
     pool: ThreadPoolExecutor,
     todo: Plan,
-    waiting: Sequence[int],
+    read: Callable[[Plan, Part, Arena], Any],
+    parts: Sequence[Part],
     arenas: Sequence[Arena],
-) -> Iterator[tuple[dict[str, Leaves], Any]]:
+) -> Iterator[Any]:
     """What is read of each part; with two arenas one part ahead of the one in work."""
     pending: deque[Future[Any]] = deque()
-    for turn, number in enumerate(waiting):
+    for turn, part in enumerate(parts):
         arena = arenas[turn % len(arenas)]
-        pending.append(pool.submit(_read, todo, todo.parts[number], arena))
+        pending.append(pool.submit(read, todo, part, arena))
         if len(pending) == len(arenas):
             yield pending.popleft().result()
     while pending:
@@ -174,12 +217,26 @@ def _read_bytes(todo: Plan, part: Part) -> int:
     )
 
 
+def _room(todo: Plan, part: Part) -> int:
+    """Bytes of an arena that a part of every model fits into."""
+    return _read_bytes(todo, part) + 64 * len(_models(todo, part)) * len(part.pieces)
+
+
+def _take(todo: Plan, part: Part, arena: Arena) -> dict[str, Leaves]:
+    """A part of every model, as it is."""
+    arena.clear(_room(todo, part))
+    return {
+        name: dict(model.read_pieces(part.pieces, allocate=arena.allocate))
+        for name, model in _models(todo, part).items()
+    }
+
+
 def _read(
     todo: Plan, part: Part, arena: Arena
 ) -> tuple[dict[str, Leaves], dict[str, dict[str, str]]]:
     """A part of every model, all finite, and the digests of what was read."""
     models = _models(todo, part)
-    arena.clear(_read_bytes(todo, part) + 64 * len(models) * len(part.pieces))
+    arena.clear(_room(todo, part))
     trees: dict[str, Leaves] = {}
     digests: dict[str, dict[str, str]] = {}
     problems: list[str] = []
@@ -203,8 +260,20 @@ def _check(name: str, leaf: str, value: Any) -> tuple[str, list[str]]:
     return sha256(np.asarray(value)), non_finite(name, {leaf: value})
 
 
+def _experts_and_base(
+    todo: Plan, trees: Mapping[str, Leaves]
+) -> tuple[dict[str, Leaves], tuple[Leaves, ...]]:
+    """The first arguments of the method, from what was read."""
+    if todo.recipe.dtype:
+        dtype = compute_dtype(np.dtype(todo.recipe.dtype))
+        trees = {name: cast(tree, dtype) for name, tree in trees.items()}
+    experts = {name: tree for name, tree in trees.items() if name != "base"}
+    base = (trees["base"],) if find_method(todo.recipe.method).needs_base else ()
+    return experts, base
+
+
 def _merge_part(
-    todo: Plan, part: Part, trees: Mapping[str, Leaves]
+    todo: Plan, part: Part, trees: Mapping[str, Leaves], given: Mapping[str, Any]
 ) -> tuple[Leaves, list[dict[str, Any]]]:
     """The merged leaves of a part as they are to be stored, and how it was solved."""
     recipe = todo.recipe
@@ -214,14 +283,10 @@ def _merge_part(
         if recipe.dtype:
             result = cast(result, np.dtype(recipe.dtype))
     else:
-        if recipe.dtype:
-            dtype = compute_dtype(np.dtype(recipe.dtype))
-            trees = {name: cast(tree, dtype) for name, tree in trees.items()}
-        method = find_method(recipe.method)
-        experts = {name: tree for name, tree in trees.items() if name != "base"}
-        base = (trees["base"],) if method.needs_base else ()
+        experts, base = _experts_and_base(todo, trees)
+        arguments = {**_arguments(todo, part), **given}
         with recorded_solves() as solves:
-            result = method.function(experts, *base, **_arguments(todo, part))
+            result = find_method(recipe.method).function(experts, *base, **arguments)
     merged = {name: _stored(todo, name, leaf) for name, leaf in result.items()}
     # A narrow type may overflow where the inputs did not.
     _refuse_non_finite(non_finite("the merged model", merged))

@@ -18,7 +18,7 @@ from centermerge_jax.views import MatrixView, Table
 RUNTIME = 200 * 2**20
 """Bytes that Python and JAX take before any tensor is there."""
 
-SOLVING = 100 * 2**20
+SOLVING = 150 * 2**20
 """Bytes of SciPy and compiled programs beside that, where matrices are solved."""
 
 AT_ONCE = 2**28

@@ -72,7 +72,8 @@ class Recipe:
         (single or sharded), or Orbax directories. Each is called by its file or folder
         name; NAME=PATH calls it otherwise.
       base: Checkpoint of the pretrained model, for methods that need it.
-      method: cart, weight_average, task_arithmetic, or truncated_task_arithmetic.
+      method: cart, weight_average, task_arithmetic, truncated_task_arithmetic, or
+        ties.
       rank: Directions kept of each matrix: 0.08 is 8 % of min(m, n), 1.0 is everything,
         and without a dot, 16, a number of directions. Several are spread evenly over
         the layers, with straight lines between them.
@@ -80,6 +81,7 @@ class Recipe:
         several, spread over the layers as ranks are.
       weights: For weight_average, the weight of each task by name; only their ratios
         count. All equal by default.
+      density: For ties, the share of each task vector that is kept; 0.2 by default.
       overrides: Other ranks and scales for leaves whose names match.
       rest: For truncated_task_arithmetic, what leaves that are no matrices become:
         their mean, the sum of their task vectors, or the base.
@@ -109,6 +111,7 @@ class Recipe:
     rank: int | float | tuple[int | float, ...] | None = None
     scale: float | Mapping[str, float] | tuple[float, ...] | None = None
     weights: Mapping[str, float] | None = None
+    density: float | None = None
     overrides: tuple[Override, ...] = ()
     rest: str | None = None
     views: str | None = None

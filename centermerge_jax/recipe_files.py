@@ -83,6 +83,7 @@ def _readers(
         "scale": lambda entry: _scale(entry, tasks),
         "weights": lambda entry: _by_task(entry, tasks),
         "overrides": lambda entry: _overrides(entry, tasks, problems),
+        "density": lambda entry: float(entry.number()),
         "rest": lambda entry: _choice(entry, RESTS),
         "views": lambda entry: _views(entry.text(), folder),
         "solver": lambda entry: _choice(entry, SOLVERS),

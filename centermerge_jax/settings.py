@@ -10,6 +10,7 @@ import numpy as np
 
 from centermerge_jax.errors import ParameterError, listing
 from centermerge_jax.linalg import SOLVERS
+from centermerge_jax.magnitudes import check_share
 from centermerge_jax.methods import METHODS, RESTS, Method
 from centermerge_jax.overrides import leaf_settings
 from centermerge_jax.ranks import check_fits, check_rank
@@ -46,7 +47,7 @@ def hyperparameters(recipe: Recipe, method: Method) -> dict[str, Any]:
         it is out of range.
     """
     values: dict[str, Any] = {}
-    for name in (*_BY_LEAF, "rest", "weights", *_GENERAL):
+    for name in (*_BY_LEAF, "rest", "weights", "density", *_GENERAL):
         value = getattr(recipe, name)
         parameter = method.hyperparameters.get(name)
         if parameter is None:
@@ -61,6 +62,8 @@ def hyperparameters(recipe: Recipe, method: Method) -> dict[str, Any]:
             raise ParameterError(
                 f"--{name} is one of {', '.join(choices)}; got {values[name]!r}"
             )
+    if "density" in values:
+        check_share(values["density"])
     if "views" in method.hyperparameters:
         values["views"] = load(recipe.views or "auto")
     if recipe.dtype == "float64" and not jax.config.read("jax_enable_x64"):
@@ -98,7 +101,9 @@ def leaf_hyperparameters(
     matrices = {name: view for name, view in table.items() if view is not None}
     floating = [name for name, leaf in header.items() if is_merged(leaf)]
     found = leaf_settings(recipe, floating, matrices=list(matrices))
-    needed = [name for name in _BY_LEAF if name in method.hyperparameters]
+    taken = method.hyperparameters
+    needed = [name for name in _BY_LEAF if name in taken]
+    required = [name for name in needed if taken[name].default is taken[name].empty]
     missing = []
     for leaf, values in found.items():
         for key, value in list(values.items()):
@@ -106,7 +111,7 @@ def leaf_hyperparameters(
                 raise ParameterError(f"{recipe.method} takes no {key} (for {leaf})")
             if value is not None:
                 _check_setting(key, value, leaf, tasks)
-            elif leaf in matrices or (key == "scale" and key in needed):
+            elif key in required and (leaf in matrices or key == "scale"):
                 missing.append(f"{leaf}: {key}")
             else:
                 del values[key]

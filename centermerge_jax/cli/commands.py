@@ -25,8 +25,8 @@ class _Arguments(Recipe):
     says."""
 
     method: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """cart (the default), weight_average, task_arithmetic, or
-    truncated_task_arithmetic."""
+    """cart (the default), weight_average, task_arithmetic, truncated_task_arithmetic,
+    or ties."""
 
     rank: int | float | None = None
     """Directions kept of each matrix: 0.08 is 8 % of min(m, n), 1.0 is everything, and

@@ -9,4 +9,5 @@ from centermerge_jax.methods.task_arithmetic import task_arithmetic as task_arit
 from centermerge_jax.methods.task_arithmetic import (
     truncated_task_arithmetic as truncated_task_arithmetic,
 )
+from centermerge_jax.methods.ties import ties as ties
 from centermerge_jax.methods.weight_average import weight_average as weight_average

@@ -3,13 +3,14 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from centermerge_jax.methods.cart import cart
 from centermerge_jax.methods.task_arithmetic import (
     task_arithmetic,
     truncated_task_arithmetic,
 )
+from centermerge_jax.methods.ties import ties, ties_statistics
 from centermerge_jax.methods.weight_average import weight_average
 from centermerge_jax.trees import Params
 
@@ -28,11 +29,17 @@ class Method:
       centered: Whether task vectors are taken around the mean: then two experts merge
         into their average.
       scope: How much of a tree it has to see at once.
+      statistics: What it has to know of whole trees, where they need not be seen at
+        once: `statistics(rows, **hyperparameters)` returns further arguments of the
+        function; `rows()` goes once through the leaves of all experts and the base.
+      passes: How often `statistics` calls `rows`.
     """
 
     function: Callable[..., Params]
     centered: bool = False
     scope: Scope = "leaf"
+    statistics: Callable[..., Mapping[str, Any]] | None = None
+    passes: int = 0
 
     @property
     def needs_base(self) -> bool:
@@ -51,4 +58,5 @@ METHODS: Mapping[str, Method] = {
     "weight_average": Method(weight_average, scope="element"),
     "task_arithmetic": Method(task_arithmetic, scope="element"),
     "truncated_task_arithmetic": Method(truncated_task_arithmetic),
+    "ties": Method(ties, scope="element", statistics=ties_statistics, passes=3),
 }

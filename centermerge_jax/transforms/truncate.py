@@ -128,7 +128,7 @@ def _slice(name: str, delta: LowRank, k: int) -> LowRank:
     if k > delta.rank:
         raise ParameterError(
             f"{name} holds {delta.rank} of {delta.size} directions, not {k}: "
-            "truncate the full task vectors"
+            "choose a smaller rank, or truncate full task vectors"
         )
     return delta.keep(k)
 

@@ -18,6 +18,7 @@ from centermerge_jax.views.matrix_view import MatrixView as MatrixView
 from centermerge_jax.views.presets import PRESETS as PRESETS
 from centermerge_jax.views.presets import auto as auto
 from centermerge_jax.views.presets import fused as fused
+from centermerge_jax.views.presets import split as split
 from centermerge_jax.views.resolve import Row as Row
 from centermerge_jax.views.resolve import Table as Table
 from centermerge_jax.views.resolve import Views as Views

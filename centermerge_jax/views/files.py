@@ -54,7 +54,7 @@ def _rule(where: str, table: dict[str, object]) -> Rule:
             isinstance(value, list) and all(type(axis) is int for axis in value)
         ):
             raise ViewError(f"{where}: {key} is a list of axes, got {value!r}")
-        wanted = int if key == "ndim" else str
+        wanted = int if key in ("ndim", "parts") else str
         if not axes and type(value) is not wanted:
             raise ViewError(f"{where}: {key} is a {wanted.__name__}, got {value!r}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}

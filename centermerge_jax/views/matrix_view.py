@@ -37,6 +37,9 @@ class MatrixView:
       cols: Axes that make up the columns, in order.
       batch: Axes that count matrices.
       join: Set where the leaf is one part of a larger matrix.
+      parts: Matrices of equal size that lie next to each other in the leaf, as fused
+        queries, keys and values do; they count as a batch, after the batch axes.
+      side: Along which side those parts lie.
 
     Example:
       >>> view = MatrixView((64, 4, 16), rows=(0,), cols=(1, 2))
@@ -49,24 +52,28 @@ class MatrixView:
     cols: tuple[int, ...]
     batch: tuple[int, ...] = ()
     join: Join | None = None
+    parts: int = 1
+    side: Side = "rows"
 
-    def _length(self, axes: tuple[int, ...]) -> int:
-        return math.prod(self.shape[axis] for axis in axes)
+    def _length(self, axes: tuple[int, ...], side: Side) -> int:
+        length = math.prod(self.shape[axis] for axis in axes)
+        return length // self.parts if side == self.side else length
 
     @property
     def m(self) -> int:
         """Rows of this leaf's own matrix."""
-        return self._length(self.rows)
+        return self._length(self.rows, "rows")
 
     @property
     def n(self) -> int:
         """Columns of this leaf's own matrix."""
-        return self._length(self.cols)
+        return self._length(self.cols, "cols")
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """Lengths of the axes that count matrices."""
-        return tuple(self.shape[axis] for axis in self.batch)
+        """Lengths of what counts matrices: the batch axes, and the parts if any."""
+        lengths = tuple(self.shape[axis] for axis in self.batch)
+        return lengths if self.parts == 1 else (*lengths, self.parts)
 
     @property
     def joins_cols(self) -> bool:
@@ -93,14 +100,20 @@ class MatrixView:
         lead = x.ndim - len(self.shape)
         axes = (*self.batch, *self.rows, *self.cols)
         order = (*range(lead), *(lead + axis for axis in axes))
-        matrix = (*self.batch_shape, self.m, self.n)
-        return x.transpose(order).reshape(*x.shape[:lead], *matrix)
+        x = x.transpose(order)
+        matrix = (*x.shape[:lead], *self.batch_shape, self.m, self.n)
+        if self.parts == 1 or self.side == "rows":
+            return x.reshape(matrix)
+        beside = (*matrix[:-3], self.m, self.parts, self.n)
+        return x.reshape(beside).swapaxes(-3, -2)
 
     def from_matrix(
         self, x: Float[Array | np.ndarray, "... m n"]
     ) -> Float[Array | np.ndarray, "..."]:
         """Inverse of `to_matrix`."""
-        lead = x.ndim - len(self.batch) - 2
+        lead = x.ndim - len(self.batch_shape) - 2
+        if self.parts > 1 and self.side == "cols":
+            x = x.swapaxes(-3, -2)
         axes = (*self.batch, *self.rows, *self.cols)
         split = tuple(self.shape[axis] for axis in axes)
         order = (*range(lead), *(lead + int(axis) for axis in np.argsort(axes)))

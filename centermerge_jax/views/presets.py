@@ -4,7 +4,8 @@ r"""Views for the names that Flax and PyTorch models commonly have.
 embeddings, positions, patch convolutions, norms, biases and task heads, as the
 published code of the method does. `fused` is `auto` with separate queries, keys and
 values joined into one matrix, as that code has it for CLIP, whose checkpoints store
-them so.
+them so. `split` is the other way round: what a checkpoint stores fused is three
+matrices.
 
 A joint and a separate factorisation are different algorithms: rank 8 % of one fused
 `[3 d, d]` matrix is not rank 8 % of three `[d, d]` ones.
@@ -12,6 +13,7 @@ A joint and a separate factorisation are different algorithms: rank 8 % of one f
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from centermerge_jax.errors import ViewError, listing
 from centermerge_jax.trees import Params, leaf_shapes
@@ -20,6 +22,11 @@ from centermerge_jax.views.rules import Rule, apply_rules
 
 _QKV = r"(?:q|k|v|query|key|value|[qkv]_proj)"
 _IN = r"(?i)(?:.*[./])?"  # whatever modules stand above; '.' parts names in PyTorch
+
+_FUSED = (
+    _IN
+    + r"(?:in_proj_weight|\w*qkv\w*[./](?:weight|kernel)|c_attn[./](?:weight|kernel))"
+)
 
 _ROOT = r"(?i)(?:(?:params|model|module)[./])*"  # a head stands at the top
 
@@ -38,6 +45,7 @@ _NOT_MATRICES = (
     # Task heads, and the projections into the shared space of image and text.
     Rule(_ROOT + r"(?:heads?|\w*_head|classifier|score|logits|qa_outputs)(?:[./].*)?"),
     Rule(_IN + r"(?:lm_head|visual_projection|text_projection)(?:[./]\w+)?"),
+    Rule(_IN + r"(?:visual|text)/proj/kernel"),
     Rule(_ROOT + r"fc[./](?:kernel|weight)"),
     Rule(_IN + r"visual[./]proj"),
     Rule("proj"),
@@ -116,9 +124,55 @@ def fused(
     return _preset(rules, tree, scanned, layer_axis)
 
 
+def split(
+    tree: Params, *, scanned: str | None = None, layer_axis: int = 0
+) -> dict[str, MatrixView | None]:
+    """As `auto`, with fused queries, keys and values taken as three matrices.
+
+    Raises:
+      ViewError: As for `auto`; or a leaf that is called like fused queries, keys and
+        values is not three equal matrices.
+
+    Example:
+      >>> import numpy as np
+      >>> table = split({"attn.in_proj_weight": np.ones((24, 8))})
+      >>> view = table["attn.in_proj_weight"]
+      >>> view.batch_shape, view.joint_shape
+      ((3,), (8, 8))
+    """
+    table, odd = auto(tree, scanned=scanned, layer_axis=layer_axis), []
+    for name, view in table.items():
+        if view is None or not re.fullmatch(_FUSED, name.removesuffix("/value")):
+            continue
+        table[name] = _thirds(view)
+        if table[name] is None:
+            odd.append(f"{name} {list(view.shape)}")
+    if odd:
+        raise ViewError(
+            listing(
+                "{n} leaf name{s} of fused queries, keys and values, which are not "
+                "three equal matrices",
+                odd,
+                "Give rules for them: Rule(..., parts=3, side=...).",
+            )
+        )
+    return table
+
+
+def _thirds(view: MatrixView) -> MatrixView | None:
+    """The view as three matrices side by side; None where it is not."""
+    if view.m == 3 * view.n:
+        return replace(view, parts=3, side="rows")
+    first = view.shape[view.cols[0]]
+    if view.n == 3 * view.m and (len(view.cols) == 1 or first == 3):
+        return replace(view, parts=3, side="cols")
+    return None
+
+
 PRESETS: Mapping[str, Callable[[Params], dict[str, MatrixView | None]]] = {
     "auto": auto,
     "fused": fused,
+    "split": split,
 }
 
 

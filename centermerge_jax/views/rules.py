@@ -23,11 +23,13 @@ class Rule:
       ndim: If given, the rule only speaks of leaves with so many axes.
       join: If given, leaves for which this template (with `\1`, `\2`, ... from the
         pattern) gives the same text are parts of one matrix, in tree order.
-      side: Along which side joined leaves lie next to each other.
+      parts: If given, the leaf is so many matrices of equal size.
+      side: Along which side joined leaves, or parts, lie next to each other.
 
     Example:
       >>> rule = Rule(r".*/kernel", rows=(0,), cols=(1,))
       >>> joined = Rule(r"(.*)/[qkv]/kernel", rows=(0,), cols=(1,), join=r"\1/qkv")
+      >>> parted = Rule(r".*/qkv/kernel", rows=(0,), cols=(1,), parts=3)
     """
 
     pattern: str
@@ -36,6 +38,7 @@ class Rule:
     batch: tuple[int, ...] = ()
     ndim: int | None = None
     join: str | None = None
+    parts: int = 1
     side: Side = "cols"
 
     def __post_init__(self):
@@ -53,6 +56,11 @@ class Rule:
             raise ViewError(
                 f"view rule {self.pattern!r}: side is 'rows' or 'cols', not "
                 f"{self.side!r}"
+            )
+        if self.parts < 1 or (self.parts > 1 and (self.join or not self.rows)):
+            raise ViewError(
+                f"view rule {self.pattern!r}: parts is at least 1, of a matrix, and "
+                f"without join; got {self.parts}"
             )
 
     def covers(self, name: str, ndim: int) -> bool:
@@ -90,7 +98,16 @@ class Rule:
                 raise ViewError(
                     f"view rule {self.pattern!r}: join {self.join!r}: {error}"
                 ) from None
-        return MatrixView(tuple(shape), rows, cols, batch, join)
+        whole = MatrixView(tuple(shape), rows, cols, batch, join)
+        length = whole.m if self.side == "rows" else whole.n
+        if length % self.parts:
+            raise ViewError(
+                f"view rule {self.pattern!r}: the {length} {self.side} of {name} are "
+                f"no {self.parts} equal parts"
+            )
+        if self.parts == 1:
+            return whole
+        return replace(whole, parts=self.parts, side=self.side)
 
 
 def apply_rules(

@@ -128,6 +128,43 @@ def test_fused_queries_keys_and_values_are_one_matrix():
     assert np.abs(row(merged) - row(separate)).max() > 0.01
 
 
+@pytest.mark.parametrize("layout", ["torch", "conv1d", "axes", "scanned"])
+def test_split_takes_what_is_stored_fused_as_three_matrices(layout):
+    rng = np.random.default_rng(1)
+    parts = np.float32(rng.normal(size=(3, 3, 2, 16, 16)))  # expert, q k v, layer, ...
+    separate = [
+        {f"{i}/attn/{n}/kernel": x[j, i] for i in range(2) for j, n in enumerate("qkv")}
+        for x in parts
+    ]
+    wanted = cm.cart(separate, rank=0.25, scale=1.5, solver="exact")
+
+    def stored(x):  # [q k v, layer, in, out]
+        x = x[:, :1] if layout != "scanned" else x
+        if layout == "torch":
+            return {"0.attn.in_proj_weight": np.concatenate([*x[:, 0]], axis=1).T}
+        whole = np.concatenate([*x], axis=-1)  # [layer, in, q k v]
+        if layout == "scanned":
+            return {"attn/qkv/kernel": whole}
+        if layout == "axes":
+            return {"0/attn/qkv/kernel": whole[0].reshape(16, 3, 4, 4)}
+        return {"0.attn.c_attn.weight": whole[0]}
+
+    views = cm.views.split
+    if layout == "scanned":
+        views = functools.partial(views, scanned=".*qkv/kernel")
+    trees = [stored(x) for x in parts]
+    (leaf,) = cm.cart(trees, rank=0.25, scale=1.5, views=views, solver="exact").values()
+    for i in range(2 if layout == "scanned" else 1):
+        found = leaf[i] if layout == "scanned" else leaf
+        found = found.T if layout == "torch" else found.reshape(16, 48)
+        for j, n in enumerate("qkv"):
+            np.testing.assert_allclose(
+                found[:, 16 * j : 16 * (j + 1)],
+                wanted[f"{i}/attn/{n}/kernel"],
+                atol=3e-4,  # of white noise, which has no gap
+            )
+
+
 def test_fused_joins_rows_of_torch_weights():
     rng = np.random.default_rng(0)
     trees = [

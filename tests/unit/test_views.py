@@ -10,16 +10,15 @@ import pytest
 from models import expert
 
 import centermerge_jax as cm
-from centermerge_jax.views import MatrixView, Rule, fused, resolve
+from centermerge_jax.views import MatrixView, Rule, fused, resolve, split
 
 
 def shapes(**leaves):
     return {name: np.zeros(shape, np.float32) for name, shape in leaves.items()}
 
 
-@pytest.mark.parametrize("split", [(0, 2), (1, 1), (1, 2), (2, 1)])
-def test_to_matrix_and_back_over_all_permutations(split):
-    batch, rows = split
+@pytest.mark.parametrize(("batch", "rows"), [(0, 2), (1, 1), (1, 2), (2, 1)])
+def test_to_matrix_and_back_over_all_permutations(batch, rows):
     shape = (2, 3, 4, 5)
     x = jnp.arange(7 * 120, dtype=jnp.float32).reshape(7, *shape)
     for axes in itertools.permutations(range(4)):
@@ -29,6 +28,26 @@ def test_to_matrix_and_back_over_all_permutations(split):
         matrices = view.to_matrix(x)
         assert matrices.shape == (7, *view.batch_shape, view.m, view.n)
         np.testing.assert_array_equal(view.from_matrix(matrices), x)
+
+
+@pytest.mark.parametrize("side", ["rows", "cols"])
+def test_parts_of_a_leaf_and_back(side):
+    x = jnp.arange(7 * 2 * 54, dtype=jnp.float32).reshape(7, 2, 6, 9)
+    view = MatrixView((2, 6, 9), (1,), (2,), (0,), parts=3, side=side)
+    matrices = view.to_matrix(x)
+    assert view.batch_shape == (2, 3)
+    for i in range(3):
+        part = (
+            x[:, :, 2 * i : 2 * i + 2] if side == "rows" else x[..., 3 * i : 3 * i + 3]
+        )
+        np.testing.assert_array_equal(matrices[:, :, i], part)
+    np.testing.assert_array_equal(view.from_matrix(matrices), x)
+
+
+def test_split_refuses_what_is_not_three_equal_matrices():
+    tree = shapes(**{"attn.qkv.weight": (20, 12), "attn.in_proj_weight": (36, 12)})
+    with pytest.raises(cm.ViewError, match=r"attn.qkv.weight \[20, 12\]"):
+        split(tree)
 
 
 def test_to_matrix_puts_entries_where_they_belong():
@@ -182,6 +201,8 @@ def test_a_rule_that_matches_nothing_is_an_error():
     [
         ({"pattern": "(", "rows": (0,), "cols": (1,)}, "missing \\), unterminated"),
         ({"pattern": "k", "rows": (0,)}, "a matrix has rows and columns"),
+        ({"pattern": "k", "parts": 2}, "parts is at least 1, of a matrix"),
+        ({"pattern": "k", "rows": (0,), "cols": (1,), "parts": 3}, "no 3 equal parts"),
         ({"pattern": "k", "rows": (0,), "cols": (1,), "join": r"\3"}, "join .*group"),
         ({"pattern": "k", "rows": (0,), "cols": (0,)}, "name each of its 2 axes once"),
         (
@@ -259,7 +280,7 @@ def test_rules_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "neither a file nor a preset \\(auto, fused\\)"),
+        (None, "neither a file nor a preset \\(auto, fused, split\\)"),
         ("[[rule", "not a TOML file"),
         ("x = 1", r"expected \[\[rule\]\] tables only, got \['x'\]"),
         ("", "got none"),
