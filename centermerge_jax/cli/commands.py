@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
+from centermerge_jax.cli.model_commands import Convert, Evaluate, Heads
 from centermerge_jax.progress import progress, size_text
 from centermerge_jax.recipe import Override, Recipe
 
@@ -221,8 +222,16 @@ class Demo:
         run(FULL if self.full else QUICK, self.output)
 
 
-Command = Merge | Plan | Inspect | Demo
-COMMANDS = {"merge": Merge, "plan": Plan, "inspect": Inspect, "demo": Demo}
+Command = Merge | Plan | Inspect | Evaluate | Heads | Convert | Demo
+COMMANDS = {
+    "merge": Merge,
+    "plan": Plan,
+    "inspect": Inspect,
+    "evaluate": Evaluate,
+    "heads": Heads,
+    "convert": Convert,
+    "demo": Demo,
+}
 
 
 def _recipe(command: Recipe) -> Recipe:

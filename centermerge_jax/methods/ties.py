@@ -81,14 +81,14 @@ def ties(
     scales = leaf_scales(scale, base, tasks)
     if any(np.ndim(each) for each in scales):
         raise ParameterError("scale is one number for all tasks: their mean is scaled")
+    found = {"thresholds": thresholds, "majority": majority}
     if thresholds is None or majority is None:
         _, leaves = align(trees, any_dtype=(name,))
         rows = [row for row in leaves.values() if is_merged(row[0])]
         host = all(on_host(leaf) for row in rows for leaf in row)
         found = (ties_statistics if host else _on_device)(lambda: rows, density=density)
-        thresholds, majority = found["thresholds"], found["majority"]
     return elementwise(
-        functools.partial(_merge, thresholds=thresholds, majority=majority),
+        functools.partial(_merge, **found),
         trees,
         given=scales,
         dtype=dtype,

@@ -14,7 +14,6 @@ References:
   Dosovitskiy et al., An Image is Worth 16x16 Words, 2021.
 """
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.models import bicubic
-from centermerge_jax.models.layers import Activation, Block, LayerNorm
+from centermerge_jax.models.layers import (
+    Activation,
+    Blocks,
+    BlocksConfig,
+    LayerNorm,
+    bind,
+    initialise,
+)
 
 Params = Mapping[str, Any]
 """A nested dict of arrays with string keys."""
@@ -117,21 +123,18 @@ class VisionTransformer(nnx.Module):
         self.config = config
         self.embed = Embed(config, rngs=rngs)
         if config.pre_norm:
-            self.pre_norm = LayerNorm(width, epsilon=config.epsilon, rngs=rngs)
-        blocks = {
-            str(i): Block(
-                width,
-                heads=config.heads,
-                hidden=round(config.mlp_ratio * width),
-                activation=config.activation,
-                layer_scale=config.layer_scale,
-                epsilon=config.epsilon,
-                rngs=rngs,
-            )
-            for i in range(config.depth)
-        }
-        self.blocks = nnx.Dict(blocks)
-        self.norm = LayerNorm(width, epsilon=config.epsilon, rngs=rngs)
+            self.pre_norm = LayerNorm(width, epsilon=config.epsilon)
+        stack = BlocksConfig(
+            width=width,
+            depth=config.depth,
+            heads=config.heads,
+            hidden=round(config.mlp_ratio * width),
+            activation=config.activation,
+            epsilon=config.epsilon,
+            layer_scale=config.layer_scale,
+        )
+        self.blocks = Blocks(stack, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=config.epsilon)
 
     def __call__(self, images: Float[Array, "n height width 3"]) -> Float[Array, "n d"]:
         """Features of images."""
@@ -144,26 +147,14 @@ class VisionTransformer(nnx.Module):
         x = self.embed(images)
         if self.config.pre_norm:
             x = self.pre_norm(x)
-        return self._through(x, 0, blocks)
+        return self.blocks(x, stop=blocks)
 
     def suffix(
         self, tokens: Float[Array, "n tokens d"], *, blocks: int
     ) -> Float[Array, "n d"]:
         """Features from the tokens that `prefix` gave for as many `blocks`."""
-        x = self.norm(self._through(tokens, blocks, self.config.depth))
+        x = self.norm(self.blocks(tokens, start=blocks))
         return x[:, 0] if self.config.class_token else x.mean(axis=1)
-
-    def _through(
-        self, x: Float[Array, "n tokens d"], start: int, stop: int
-    ) -> Float[Array, "n tokens d"]:
-        if not 0 <= start <= stop <= self.config.depth:
-            raise ParameterError(
-                f"blocks must be between 0 and {self.config.depth}, the depth: got "
-                f"{stop if start == 0 else start}"
-            )
-        for i in range(start, stop):
-            x = self.blocks[str(i)](x)
-        return x
 
 
 def init(config: ViTConfig, key: PRNGKeyArray) -> Params:
@@ -183,7 +174,7 @@ def init(config: ViTConfig, key: PRNGKeyArray) -> Params:
       >>> params["blocks"]["0"]["attn"]["q"]["kernel"].shape
       (8, 8)
     """
-    return nnx.to_pure_dict(nnx.state(VisionTransformer(config, rngs=nnx.Rngs(key))))
+    return initialise(VisionTransformer, config, key)
 
 
 def apply(
@@ -279,12 +270,4 @@ def join(frozen: Params, trained: Params) -> Params:
 
 
 def _bind(params: Params, config: ViTConfig) -> VisionTransformer:
-    return nnx.merge(_graph(config), params)
-
-
-@functools.cache
-def _graph(config: ViTConfig) -> nnx.GraphDef:
-    def build() -> VisionTransformer:
-        return VisionTransformer(config, rngs=nnx.Rngs(0))
-
-    return nnx.graphdef(nnx.eval_shape(build))
+    return bind(VisionTransformer, config, params)

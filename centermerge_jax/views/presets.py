@@ -46,6 +46,9 @@ _NOT_MATRICES = (
     Rule(_ROOT + r"(?:heads?|\w*_head|classifier|score|logits|qa_outputs)(?:[./].*)?"),
     Rule(_IN + r"(?:lm_head|visual_projection|text_projection)(?:[./]\w+)?"),
     Rule(_IN + r"(?:visual|text)/proj/kernel"),
+    Rule(_IN + r"pooler[./](?:dense[./])?(?:kernel|weight)"),
+    # What our models have no use for; see `convert`.
+    Rule(r"(?:.*/)?extra/.*"),
     Rule(_ROOT + r"fc[./](?:kernel|weight)"),
     Rule(_IN + r"visual[./]proj"),
     Rule("proj"),

@@ -18,7 +18,8 @@ def run(program, *arguments):
 
 
 @pytest.mark.parametrize(
-    "program", ["solvers", "whole_merge", "sweep", "spectrum", "streaming"]
+    "program",
+    ["solvers", "whole_merge", "sweep", "spectrum", "streaming", "evaluation"],
 )
 def test_help(program):
     done = run(program, "--help")

@@ -214,7 +214,11 @@ BAD = {
         (*GOOD, "--solver", "fast"),
         "--solver is one",
     ),
-    "unknown views": (write_safetensors, (*GOOD, "--views", "aut"), "(auto, fused)"),
+    "unknown views": (
+        write_safetensors,
+        (*GOOD, "--views", "aut"),
+        "(auto, fused, split)",
+    ),
     "unmatched view rule": (
         write_safetensors,
         (*GOOD, "--views", "{}/views.toml"),

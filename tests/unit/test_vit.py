@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_transformers
 import pytest
 from flax import nnx
+from numpy_transformers import gelu, quick_gelu, random_tree
 
 import centermerge_jax.views
 from centermerge_jax.errors import ParameterError
@@ -14,19 +16,9 @@ from centermerge_jax.models.vit import ViTConfig
 CONFIG = ViTConfig(patch=2, grid=3, width=8, depth=3, heads=2, layer_scale=True)
 
 
-def _random(params: vit.Params, seed: int = 0) -> vit.Params:
-    """All leaves random, so that no bias or scale is without effect."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    drawn = [
-        0.5 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, drawn)
-
-
 @pytest.fixture(scope="module")
 def params() -> vit.Params:
-    return _random(vit.init(CONFIG, jax.random.key(0)))
+    return random_tree(vit.init(CONFIG, jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
@@ -34,78 +26,10 @@ def images() -> jax.Array:
     return jax.random.normal(jax.random.key(1), (2, 4, 6, 3))
 
 
-def _norm(x, p, epsilon):
-    deviation = np.sqrt(x.var(-1, keepdims=True) + epsilon)
-    return (x - x.mean(-1, keepdims=True)) / deviation * p["scale"] + p["bias"]
-
-
-def _dense(x, p):
-    return x @ p["kernel"] + p["bias"]
-
-
-def _softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def _numpy_block(x, p, config, activation):
-    y = _norm(x, p["norm1"], config.epsilon)
-    q, k, v = (_dense(y, p["attn"][name]) for name in "qkv")
-    size = config.width // config.heads
-    heads = []
-    for start in range(0, config.width, size):
-        cut = slice(start, start + size)
-        scores = q[..., cut] @ k[..., cut].swapaxes(-1, -2) / np.sqrt(size)
-        heads.append(_softmax(scores) @ v[..., cut])
-    y = _dense(np.concatenate(heads, -1), p["attn"]["out"])
-    x = x + y * (p["layer_scale1"]["scale"] if config.layer_scale else 1)
-    y = _dense(_norm(x, p["norm2"], config.epsilon), p["mlp"]["fc1"])
-    y = _dense(activation(y), p["mlp"]["fc2"])
-    return x + y * (p["layer_scale2"]["scale"] if config.layer_scale else 1)
-
-
-def _numpy_vit(params, images, config, activation):
-    """The network, written again in NumPy and float64, on images of the stored size."""
-    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    images, s = np.asarray(images, np.float64), config.patch
-    side = images.shape[1] // s
-    tokens = []
-    for row in range(side):
-        for col in range(side):
-            cut = images[:, row * s : row * s + s, col * s : col * s + s]
-            x = np.einsum("nijc,ijcd->nd", cut, p["embed"]["patch"]["kernel"])
-            tokens.append(x + p["embed"]["patch"].get("bias", 0))
-    x = np.stack(tokens, 1)
-    if config.class_token:
-        first = np.broadcast_to(p["embed"]["class_token"], (len(x), 1, config.width))
-        x = np.concatenate([first, x], 1)
-    x = x + p["embed"]["positions"]
-    if config.pre_norm:
-        x = _norm(x, p["pre_norm"], config.epsilon)
-    for i in range(config.depth):
-        x = _numpy_block(x, p["blocks"][str(i)], config, activation)
-    x = _norm(x, p["norm"], config.epsilon)
-    return x[:, 0] if config.class_token else x.mean(1)
-
-
-def _gelu(x):
-    return x * np.vectorize(_normal_cdf)(x)
-
-
-def _normal_cdf(x):
-    import math
-
-    return (1 + math.erf(x / math.sqrt(2))) / 2
-
-
-def _quick_gelu(x):
-    return x / (1 + np.exp(-1.702 * x))
-
-
 @pytest.mark.parametrize(
     ("config", "activation"),
     [
-        (CONFIG, _gelu),
+        (CONFIG, gelu),
         (  # the shape of CLIP
             ViTConfig(
                 patch=2,
@@ -118,24 +42,24 @@ def _quick_gelu(x):
                 pre_norm=True,
                 activation="quick_gelu",
             ),
-            _quick_gelu,
+            quick_gelu,
         ),
         (
             ViTConfig(
                 patch=2, grid=2, width=8, depth=1, heads=4, mlp_ratio=1.5,
                 class_token=False,
             ),
-            _gelu,
+            gelu,
         ),
     ],
     ids=["dinov2", "clip", "mean"],
 )  # fmt: skip
 def test_forward_is_the_formula(config, activation):
-    params = _random(vit.init(config, jax.random.key(0)))
+    params = random_tree(vit.init(config, jax.random.key(0)))
     side = config.patch * config.grid
     images = jax.random.normal(jax.random.key(1), (2, side, side, 3))
     found = jax.jit(vit.apply, static_argnames="config")(params, images, config=config)
-    expected = _numpy_vit(params, images, config, activation)
+    expected = numpy_transformers.vit(params, images, config, activation)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
@@ -195,7 +119,7 @@ def test_jit_grad_and_vmap(params, images):
 
     fast = jax.jit(loss)
     np.testing.assert_allclose(fast(params), loss(params), rtol=1e-5)
-    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, _random(params, 7))
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, random_tree(params, 7))
     losses = jax.jit(jax.vmap(loss))(both)
     np.testing.assert_allclose(losses[0], loss(params), rtol=1e-5)
     assert abs(losses[0] - losses[1]) > 1e-3
@@ -203,7 +127,7 @@ def test_jit_grad_and_vmap(params, images):
     # The gradient along one direction is the difference quotient.
     gradient = jax.jit(jax.grad(loss))(params)
     assert jax.tree.structure(gradient) == jax.tree.structure(params)
-    step = _random(params, 3)
+    step = random_tree(params, 3)
     slope = sum(
         jax.tree.leaves(jax.tree.map(lambda g, s: (g * s).sum(), gradient, step))
     )

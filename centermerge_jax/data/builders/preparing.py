@@ -1,0 +1,64 @@
+"""Preparing TFDS sets as array_record, which is read without TensorFlow.
+
+It is also written without TensorFlow where images come as encoded files: so the real
+sets of this package, MNIST and Fashion-MNIST need nothing but TFDS. All others are
+prepared by TFDS's own builders, most of which need TensorFlow, once.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from centermerge_jax.data.tfds_source import import_tfds, prepared_folder
+from centermerge_jax.errors import DataError
+
+
+def prepare(name: str, *, data_dir: Path, originals: Path | None = None) -> Path:
+    """Prepares a set, unless it is prepared already.
+
+    Args:
+      name: Name of the set, with its configuration if it has some: `glue/mrpc`.
+      data_dir: Where sets are prepared: `data_dir/name/version`.
+      originals: Folder with the files as their authors publish them: what TFDS calls
+        `manual_dir`. MNIST and Fashion-MNIST take them from there too; without it,
+        from a Python package.
+
+    Returns:
+      The folder of the prepared set.
+
+    Raises:
+      DataError: The set is unknown, cannot be had, is not what was expected, or takes
+        a package that is not installed.
+    """
+    tfds = import_tfds()
+    builder = _builder(name, data_dir, originals)
+    config = tfds.download.DownloadConfig(manual_dir=originals, try_download_gcs=False)
+    try:
+        # TFDS leaves a set alone that is there already.
+        builder.download_and_prepare(download_config=config)
+    except (AssertionError, OSError) as error:
+        # The network, the disk, or files that somebody has to put into `manual_dir`.
+        raise DataError(f"{name} could not be prepared: {error}") from error
+    return prepared_folder(name, data_dir)
+
+
+def _builder(name: str, data_dir: Path, originals: Path | None) -> Any:
+    from centermerge_jax.data.builders import digit_sets, image_sets, text_sets
+
+    settings: dict[str, Any] = {"data_dir": data_dir, "file_format": "array_record"}
+    if name in digit_sets.BUILDERS:
+        return digit_sets.BUILDERS[name](originals=originals, **settings)
+    ours = image_sets.BUILDERS | text_sets.BUILDERS
+    if name in ours:
+        return ours[name](**settings)
+    if importlib.util.find_spec("tensorflow") is None:
+        known = ", ".join(sorted(ours | digit_sets.BUILDERS))
+        raise DataError(
+            f"{name}: preparing this set takes TensorFlow, once (pip install "
+            f"tensorflow); without it, these can be prepared: {known}"
+        )
+    tfds = import_tfds()
+    try:
+        return tfds.builder(name, **settings)
+    except tfds.core.DatasetNotFoundError as error:
+        raise DataError(f"{name}: TFDS knows no such set") from error

