@@ -1,8 +1,9 @@
 """Recipes that were written for mergekit, read as ours where they mean the same.
 
-Methods `linear` and `task_arithmetic` over whole `models`. What our fields cannot say
-exactly is an error with its line; where the tools differ in what they do with the same
-recipe, a note says so. After the documentation and behaviour of mergekit 0.1.4.
+Methods `linear`, `task_arithmetic` and `ties` over whole `models`. What our fields
+cannot say exactly is an error with its line; where the tools differ in what they do
+with the same recipe, a note says so. After the documentation and behaviour of mergekit
+0.1.4.
 """
 
 import re
@@ -137,13 +138,8 @@ def _task_arithmetic(
     document: Marked, entries: Mapping[str, Marked], notes: list[str]
 ) -> dict[str, Any]:
     """The fields of task arithmetic with a scale for each task."""
-    if "base_model" not in entries:
-        raise document.wrong("key 'base_model': missing; task_arithmetic needs it")
-    base = _path(entries["base_model"])
-    models, shared = _models(document, entries), _parameters(entries)
-    experts = _named([model for model in models if model.path != base])
-    if not experts:
-        raise entries["models"].wrong("lists the base alone: there is nothing to add")
+    base, experts = _around_base(document, entries, notes)
+    shared = _parameters(entries)
     problems = Problems()
     _check_parameters(
         problems,
@@ -172,15 +168,9 @@ def _task_arithmetic(
         [*factor, Case(None, 1.0)],
         normalize=normalize,
     )
-    parameters = [shared, *(model.parameters for model in models)]
+    parameters = [shared, *(model.parameters for model in experts.values())]
     if idle := sorted({key for part in parameters for key in part if key in _IDLE}):
         notes.append(f"{', '.join(idle)}: no effect, as on mergekit's task_arithmetic")
-    if any(model.path == base and model.parameters for model in models):
-        notes.append("parameters of the base have no effect, as in mergekit")
-    notes.append(
-        "configuration and tokenizer files are those of the first expert by name; "
-        "mergekit takes those of base_model"
-    )
     return {
         "method": "task_arithmetic",
         "experts": tuple(f"{name}={model.path}" for name, model in experts.items()),
@@ -188,6 +178,97 @@ def _task_arithmetic(
         "scale": found[None],
         "overrides": _overrides(found, notes),
     }
+
+
+def _ties(
+    document: Marked, entries: Mapping[str, Marked], notes: list[str]
+) -> dict[str, Any]:
+    """The fields of TIES, for models of one weight and one density."""
+    base, experts = _around_base(document, entries, notes)
+    shared, models = _parameters(entries), list(experts.values())
+    problems = Problems()
+    _check_parameters(
+        problems,
+        models,
+        shared,
+        general=("normalize", "lambda", "int8_mask", "weight", "density"),
+        own=("weight", "density"),
+    )
+    with problems.gathered():
+        if not _flag(shared, "normalize", default=True):
+            raise shared["normalize"].wrong(
+                "false: ties takes the mean of the task vectors that agree, not the sum"
+            )
+    weight = density = scale = 1.0
+    with problems.gathered():
+        weight = _one_number("weight", models, shared)
+    with problems.gathered():
+        density = _one_number("density", models, shared, default=1.0)
+    with problems.gathered():
+        scale = float(shared["lambda"].number()) if "lambda" in shared else 1.0
+    with problems.gathered():
+        if weight <= 0:
+            raise document.wrong("weight: ties needs a positive one; it then cancels")
+    problems.check()
+    if density < 1:
+        notes.append(
+            "density is of the whole task vector here, as in the paper of TIES; "
+            "mergekit trims each tensor by itself"
+        )
+    notes.append(
+        "where task vectors cancel exactly the sign of the majority is elected, as by "
+        "the authors of TIES; mergekit takes the positive one"
+    )
+    return {
+        "method": "ties",
+        "experts": tuple(f"{name}={model.path}" for name, model in experts.items()),
+        "base": base,
+        "density": density,
+        "scale": scale,
+    }
+
+
+def _one_number(
+    key: str,
+    models: Sequence[_Model],
+    shared: Mapping[str, Marked],
+    *,
+    default: float | None = None,
+) -> float:
+    """The number that a parameter is for all models."""
+    numbers: set[float] = set()
+    last: Marked | None = None
+    for model in models:
+        given_here = key in model.parameters or key in shared
+        if not given_here and default is not None:
+            numbers.add(default)
+            continue
+        last = model.settings(key, shared)[0]
+        numbers.add(float(last.number()))
+        if len(numbers) > 1:
+            raise last.wrong(f"{key} has to be one number for all models here")
+    return numbers.pop()
+
+
+def _around_base(
+    document: Marked, entries: Mapping[str, Marked], notes: list[str]
+) -> tuple[str, dict[str, _Model]]:
+    """The base of a method that needs one, and the other models."""
+    if "base_model" not in entries:
+        needs = entries["merge_method"].text()
+        raise document.wrong(f"key 'base_model': missing; {needs} needs it")
+    base = _path(entries["base_model"])
+    models = _models(document, entries)
+    experts = _named([model for model in models if model.path != base])
+    if not experts:
+        raise entries["models"].wrong("lists the base alone: there is nothing to add")
+    if any(model.path == base and model.parameters for model in models):
+        notes.append("parameters of the base have no effect, as in mergekit")
+    notes.append(
+        "configuration and tokenizer files are those of the first expert by name; "
+        "mergekit takes those of base_model"
+    )
+    return base, experts
 
 
 def _overrides(
@@ -338,4 +419,8 @@ def _named(models: Sequence[_Model]) -> dict[str, _Model]:
 
 _Read = Callable[[Marked, Mapping[str, Marked], list[str]], dict[str, Any]]
 
-_METHODS: Mapping[str, _Read] = {"linear": _linear, "task_arithmetic": _task_arithmetic}
+_METHODS: Mapping[str, _Read] = {
+    "linear": _linear,
+    "task_arithmetic": _task_arithmetic,
+    "ties": _ties,
+}

@@ -781,12 +781,51 @@ def swapped(old, new, text=TASKS):
     return text.replace(old, new)
 
 
+TIES = """\
+merge_method: ties
+base_model: org/base
+models:
+  - model: org/cars
+    parameters: {weight: 0.5, density: 0.3}
+  - model: org/dtd
+    parameters: {weight: 0.5, density: 0.3}
+dtype: float32
+"""
+
+
+def test_ties_of_one_weight_and_density(tmp_path):
+    text = TIES + "parameters: {lambda: 0.8, int8_mask: true}\n"
+    recipe, notes = load_recipe(written(tmp_path, text))
+    assert recipe == Recipe(
+        method="ties",
+        base="org/base",
+        experts=("cars=org/cars", "dtd=org/dtd"),
+        density=0.3,
+        scale=0.8,
+        dtype="float32",
+    )
+    assert any("trims each tensor by itself" in note for note in notes)
+    whole, notes = load_recipe(written(tmp_path, TIES.replace(", density: 0.3", "")))
+    assert (whole.density, whole.scale) == (1.0, 1.0)
+    assert not any("trims each tensor" in note for note in notes)
+
+
 FOREIGN = {
     # methods
-    swapped("task_arithmetic", "ties"): (
-        ":1: key 'merge_method': 'ties' is not among mergekit's methods that are "
-        "read here (linear, task_arithmetic)"
+    swapped("task_arithmetic", "dare_ties"): (
+        ":1: key 'merge_method': 'dare_ties' is not among mergekit's methods that are "
+        "read here (linear, task_arithmetic, ties)"
     ),
+    swapped("task_arithmetic", "ties"): (
+        ":8: key 'weight': weight has to be one number for all models here"
+    ),
+    TIES.replace(
+        "weight: 0.5", "weight: [0, 1]", 1
+    ): ":5: key 'weight': takes a number",
+    swapped("dtype: float32", "parameters: {normalize: false}", TIES): (
+        ":8: key 'normalize': false: ties takes the mean"
+    ),
+    TIES.replace("weight: 0.5", "weight: -1"): ":1: weight: ties needs a positive one",
     swapped("task_arithmetic", ""): ":1: key 'merge_method': takes a text, not nothing",
     # keys
     TASKS + "slices: []": ":10: key 'slices': mergekit has this, centermerge has not",
