@@ -85,7 +85,7 @@ def divide(
     _check_joined(views, settings)
     alike: dict[str, list[str]] = defaultdict(list)
     for name in leaves:
-        alike[json.dumps(settings[name], sort_keys=True)].append(name)
+        alike[_key(settings[name])].append(name)
     parts = []
     for names in alike.values():
         common = settings[names[0]]
@@ -168,13 +168,18 @@ def _packed(
         yield tuple(pieces)
 
 
+def _key(settings: Mapping[str, Any]) -> str:
+    """Equal for equal hyperparameters: rank 1 is one direction, and 1.0 is all."""
+    return json.dumps(settings, sort_keys=True, default=lambda number: number.item())
+
+
 def _check_joined(views: Table, settings: Mapping[str, Mapping[str, Any]]) -> None:
     seen: dict[str, str] = {}
     for name, view in views.items():
         if view is None or view.join is None:
             continue
         other = seen.setdefault(view.join.group, name)
-        if settings[other] != settings[name]:
+        if _key(settings[other]) != _key(settings[name]):
             raise ViewError(
                 f"{other} and {name} are one matrix, but have different "
                 f"hyperparameters: {settings[other]} and {settings[name]}"

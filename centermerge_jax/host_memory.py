@@ -62,7 +62,7 @@ class Arena:
         """Forgets all that was allocated, and sees to it that so many bytes fit in."""
         self._used = 0
         if size > self._memory.size:
-            del self._memory  # before there is more
+            self._memory = np.empty(0, np.uint8)  # gone before there is more
             self._memory = empty((size,), np.uint8)
 
     def allocate(self, size: int) -> np.ndarray:

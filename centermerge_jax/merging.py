@@ -92,11 +92,16 @@ def merge(
         template = dataclasses.replace(template, sidecars=todo.keeper.sidecars)
     kind = choose_format(output, template, format)
     layout = prepare(todo.outputs, output, kind, template)
+    files = _files(todo)
     with staged(output, layout, _identity(todo, kind), resume=resume) as stage:
         passes = find_method(todo.recipe.method).passes
         given = _statistics(todo, progress)
         for text, share in _merge_parts(todo, stage, given):
             progress(text, (passes + share) / (passes + 1))
+        now = _files(todo)
+        if changed := [file for file, state in files.items() if now[file] != state]:
+            header = "{n} input{s} changed while they were merged"
+            raise HopelessError(listing(header, changed, "Merge them again."))
         notes = [stage.finished[number] for number in range(len(todo.parts))]
         manifest = describe(
             method=todo.recipe.method,
@@ -112,8 +117,7 @@ def merge(
         manifest["solves"] = [solve for note in notes for solve in note["solves"]]
         progress("publishing", 1.0)
         objects = {name: x for note in notes for name, x in note["objects"].items()}
-        finish(stage, output, kind, template, objects=objects, manifest=manifest)
-    return manifest
+        return finish(stage, output, kind, template, objects=objects, manifest=manifest)
 
 
 def _statistics(todo: Plan, progress: Report) -> dict[str, Any]:
@@ -297,6 +301,10 @@ def _arguments(todo: Plan, part: Part) -> dict[str, Any]:
     """The keyword arguments of the method for one part."""
     arguments = {**todo.hyperparameters, **part.settings}
     accepted = find_method(todo.recipe.method).hyperparameters
+    if isinstance(scale := arguments.get("scale"), Mapping):
+        # By name it could be taken for a tree, where leaves are called as tasks are.
+        tasks = sorted(name for name in todo.models if name != "base")
+        arguments["scale"] = np.array([scale[task] for task in tasks])
     if "views" in accepted:
         arguments["views"] = part.views
     if "memory" in accepted:
@@ -364,6 +372,20 @@ def _identity(todo: Plan, kind: Format) -> dict[str, Any]:
         },
         **files,
     }
+
+
+def _files(todo: Plan) -> dict[str, tuple[int, ...]]:
+    """What tells whether an input is still the same file with the same content."""
+    found = {}
+    for model in _inputs(todo).values():
+        for file in model.files:
+            if not file.exists():
+                found[str(file)] = ()
+                continue
+            state = file.stat()
+            # Two files written at once may have one time: clocks of files are coarse.
+            found[str(file)] = (state.st_size, state.st_mtime_ns, state.st_ino)
+    return found
 
 
 def _inputs(todo: Plan) -> dict[str, Checkpoint]:

@@ -7,6 +7,7 @@ from centermerge_jax.checkpoints import (
     Checkpoint,
     is_adapter,
     load_name_map,
+    locate,
     open_adapter,
     open_checkpoint,
     rename,
@@ -58,7 +59,8 @@ def _name_and_path(given: str) -> tuple[str, str]:
 
 def adapters(recipe: Recipe) -> Iterator[bool]:
     """For each expert, whether it is an adapter."""
-    return (is_adapter(Path(_name_and_path(given)[1])) for given in recipe.experts)
+    places = (_name_and_path(given)[1] for given in recipe.experts)
+    return (is_adapter(locate(place)) for place in places)
 
 
 def open_model(
@@ -72,10 +74,13 @@ def open_model(
       path: Where it lies.
       base: What adapters change.
     """
-    if is_adapter(Path(path)):
+    place = locate(path)
+    if is_adapter(place) and name == "base":
+        raise ParameterError(f"--base {path} is an adapter; the base is a whole model")
+    if is_adapter(place):
         if base is None:
             raise ParameterError(f"{path} is an adapter: --base PATH says of what")
-        opened = open_adapter(Path(path), base)
+        opened = open_adapter(place, base)
     else:
         opened = open_checkpoint(path, subtree=recipe.path)
     for given in recipe.names:

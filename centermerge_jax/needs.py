@@ -21,6 +21,14 @@ RUNTIME = 200 * 2**20
 SOLVING = 150 * 2**20
 """Bytes of SciPy and compiled programs beside that, where matrices are solved."""
 
+TORCH = 250 * 2**20
+"""Bytes that PyTorch takes, where it reads a file. It maps files whole, and what is
+mapped and read stays resident: their sizes come on top."""
+
+ORBAX_WRITING = 3
+"""Bytes that writing an Orbax folder takes for each byte of the result, whatever the
+budget: the library holds it whole, beside the mapped file that it comes from."""
+
 AT_ONCE = 2**28
 """Bytes of a part over all models, from which on larger parts gain nothing."""
 
@@ -75,8 +83,12 @@ class Needs:
         matrices = {name: view for name, view in views.items() if view is not None}
         held = [_held(view, settings[name]["rank"]) for name, view in matrices.items()]
         work = (_workspace(view) for view in matrices.values())
+        torch = [sum(m.files.values()) for m in models if m.format == "torch"]
         return cls(
-            runtime=RUNTIME + (SOLVING if matrices else 0),
+            runtime=RUNTIME
+            + (SOLVING if matrices else 0)
+            + (TORCH if torch else 0)
+            + sum(torch),
             trees=len(models),
             stored=sum(widths),
             written=written,
@@ -108,6 +120,13 @@ class Needs:
         else:
             work = part.numbers * self.matrices + self.workers * self.workspace
         return self.runtime + part.numbers * self._moved + work
+
+    def publishing(self, recipe: Recipe, first: Checkpoint, written: int) -> int:
+        """Resident memory while the result gets its form, after the last part."""
+        orbax = recipe.format or first.format
+        if orbax != "orbax" or (recipe.output or "").endswith(".safetensors"):
+            return 0
+        return self.runtime + int(ORBAX_WRITING * written)
 
     def work(self, part: Part) -> int:
         """What to tell a method about the memory for its work on a part."""

@@ -126,6 +126,9 @@ def plan(recipe: Recipe) -> Plan:
         if peak <= memory:
             break
     outputs = {name: _output(recipe, info) for name, info in (merged | kept).items()}
+    written = sum(info.nbytes for info in outputs.values())
+    first_model = next(iter(experts.values()))
+    peak = max(peak, needs.publishing(recipe, first_model, written))
     read = sum(info.nbytes for info in kept.values()) + sum(
         checkpoint.leaves[name].nbytes
         for checkpoint in models.values()
@@ -142,7 +145,7 @@ def plan(recipe: Recipe) -> Plan:
         parts=tuple(parts),
         outputs=outputs,
         read_bytes=read,
-        written_bytes=sum(info.nbytes for info in outputs.values()),
+        written_bytes=written,
         memory=memory,
         needs=needs,
         peak_bytes=peak,

@@ -111,6 +111,8 @@ def leaf_hyperparameters(
                 raise ParameterError(f"{recipe.method} takes no {key} (for {leaf})")
             if value is not None:
                 _check_setting(key, value, leaf, tasks)
+                if key == "scale" and not isinstance(value, Mapping):
+                    values[key] = float(value)  # 1 is 1.0
             elif key in required and (leaf in matrices or key == "scale"):
                 missing.append(f"{leaf}: {key}")
             else:

@@ -1,12 +1,12 @@
 """Merging checkpoints on disk that do not fit into memory, as one function."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from centermerge_jax.errors import ParameterError
 from centermerge_jax.merging import merge as merge_planned
-from centermerge_jax.planning import MEMORY, plan
+from centermerge_jax.planning import plan
 from centermerge_jax.progress import Report, silent
 from centermerge_jax.recipe import Recipe
 
@@ -14,9 +14,9 @@ from centermerge_jax.recipe import Recipe
 def merge(
     inputs: Mapping[str, str | Path] | Sequence[str | Path] | Recipe,
     output: str | Path,
-    method: str = "cart",
+    method: str | None = None,
     *,
-    memory: str = MEMORY,
+    memory: str | None = None,
     resume: bool = False,
     progress: Report = silent,
     **settings: Any,
@@ -28,14 +28,14 @@ def merge(
 
     Args:
       inputs: Checkpoints of the experts, by task name or as a list; or a whole recipe,
-        of which `method` and `settings` are then part.
+        which then says method, memory and settings.
       output: A path ending in `.safetensors` for one file, else a folder.
-      method: Name of a method of `cm.METHODS`.
-      memory: Resident memory that the process may take in all, such as `4GiB`.
+      method: Name of a method of `cm.METHODS`; `cart` by default.
+      memory: Resident memory that the process may take in all; `4GiB` by default.
       resume: Continue an unfinished merge into this output, if there is one.
       progress: Called with what is done and the share of it.
       **settings: Other fields of `centermerge_jax.recipe.Recipe`: base, rank, scale,
-        views, dtype, ....
+        views, dtype, format, ....
 
     Returns:
       The manifest, as it is written beside the output.
@@ -55,12 +55,25 @@ def merge(
       >>> manifest["method"], (folder / "mean.safetensors").exists()
       ('weight_average', True)
     """
+    if memory is not None:
+        settings["memory"] = memory
+    if method is not None:
+        settings["method"] = method
     if isinstance(inputs, Recipe):
-        recipe = dataclasses.replace(inputs, memory=inputs.memory or memory)
+        if settings:
+            raise ParameterError(
+                f"a recipe says everything itself: {', '.join(settings)} cannot be "
+                "given beside it; use dataclasses.replace"
+            )
+        recipe = inputs
     else:
         named = inputs.items() if isinstance(inputs, Mapping) else None
         experts = [f"{n}={p}" for n, p in named] if named else [str(p) for p in inputs]
-        recipe = Recipe(
-            experts=tuple(experts), method=method, memory=memory, **settings
-        )
-    return merge_planned(plan(recipe), output, resume=resume, progress=progress)
+        recipe = Recipe(experts=tuple(experts), **settings)
+    return merge_planned(
+        plan(recipe),
+        output,
+        format=recipe.format,  # pyright: ignore[reportArgumentType]  checked there
+        resume=resume,
+        progress=progress,
+    )

@@ -25,7 +25,7 @@ from centermerge_jax.checkpoints.checkpoint import (
 )
 from centermerge_jax.checkpoints.manifest import describe, manifest_path
 from centermerge_jax.checkpoints.name_maps import load_name_map, rename
-from centermerge_jax.checkpoints.opening import open_checkpoint
+from centermerge_jax.checkpoints.opening import locate, open_checkpoint
 from centermerge_jax.checkpoints.output import (
     choose_format,
     finish,
@@ -54,6 +54,7 @@ __all__ = [
     "finish",
     "is_adapter",
     "load_name_map",
+    "locate",
     "manifest_path",
     "non_finite",
     "open_adapter",

@@ -89,7 +89,7 @@ def describe(
         "command": list(sys.argv if command is None else command),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.perf_counter() - started, 3),
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
     }
 
 
@@ -144,6 +144,7 @@ def _versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), **found}
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
+    """The largest resident set of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # KiB, but bytes on macOS

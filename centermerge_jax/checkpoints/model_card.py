@@ -22,7 +22,7 @@ def model_card(name: str, manifest: Mapping[str, Any]) -> str:
       >>> print(model_card("merged", record).splitlines()[7])
       # merged
     """
-    settings = {"method": manifest["method"], **manifest["hyperparameters"]}
+    settings = {"method": manifest["method"], **_as_recipe(manifest["hyperparameters"])}
     inputs = dict(manifest["inputs"])
     base = inputs.pop("base", None)
     lines = [
@@ -59,6 +59,19 @@ def model_card(name: str, manifest: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _as_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters in the form that a recipe file has."""
+    found = dict(settings)
+    if "overrides" in found:
+        found["overrides"] = [
+            {key: value for key, value in override.items() if value is not None}
+            for override in found["overrides"]
+        ]
+    if "names" in found:
+        found["names"] = dict(given.split("=", 1) for given in found["names"])
+    return found
+
+
 def retyped(file: Path, dtype: str | None) -> bytes:
     """A configuration file's bytes, with the type of the weights as they now are.
 
@@ -69,7 +82,10 @@ def retyped(file: Path, dtype: str | None) -> bytes:
     raw = file.read_bytes()
     if dtype is None or file.name != "config.json":
         return raw
-    config = json.loads(raw)
+    try:
+        config = json.loads(raw)
+    except ValueError:  # not ours to judge
+        return raw
     stated = [key for key in _TYPES if isinstance(config.get(key), str)]
     if not stated:
         return raw

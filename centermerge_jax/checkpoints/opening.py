@@ -13,6 +13,7 @@ from centermerge_jax.checkpoints import (
     safetensors_files,
     torch_files,
 )
+from centermerge_jax.checkpoints.adapters import is_adapter
 from centermerge_jax.checkpoints.checkpoint import Checkpoint, Format, did_you_mean
 from centermerge_jax.checkpoints.manifest import is_manifest
 from centermerge_jax.errors import CheckpointError
@@ -59,7 +60,7 @@ def open_checkpoint(path: str | Path, *, subtree: str | None = None) -> Checkpoi
     Raises:
       CheckpointError: There is nothing that can be read; the message says why.
     """
-    given, path = str(path), Path(path)
+    path = Path(path)
     try:
         if path.is_dir():
             return _open_folder(path, subtree)
@@ -72,14 +73,29 @@ def open_checkpoint(path: str | Path, *, subtree: str | None = None) -> Checkpoi
         ) from error
     if path.is_symlink():
         raise CheckpointError(f"{path}: a link to {path.readlink()}, which is missing")
-    name = hub_names.parse(given)
-    if name is not None and path.suffix not in _WEIGHTS:
-        folder = hub_names.fetch(name, [f"*{suffix}" for suffix in sorted(_SIDECARS)])
-        found = open_checkpoint(folder, subtree=subtree)
+    if (name := _hub_name(path)) is not None:
+        found = open_checkpoint(locate(path), subtree=subtree)
         return dataclasses.replace(found, path=path, name=name.label)
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, siblings)
     raise CheckpointError(f"{path}: no such file or folder{hint}")
+
+
+def locate(path: str | Path) -> Path:
+    """Where a model lies: the path itself, or the folder a hub's model is fetched to.
+
+    Raises:
+      CheckpointError: It is on a hub, and cannot be fetched.
+    """
+    path = Path(path)
+    name = _hub_name(path)
+    if path.exists() or name is None:
+        return path
+    return hub_names.fetch(name, [f"*{suffix}" for suffix in sorted(_SIDECARS)])
+
+
+def _hub_name(path: Path) -> hub_names.HubName | None:
+    return None if path.suffix in _WEIGHTS else hub_names.parse(str(path))
 
 
 def _open_file(path: Path, subtree: str | None) -> Checkpoint:
@@ -105,6 +121,10 @@ def _why_not(path: Path) -> str:
 def _open_folder(path: Path, subtree: str | None) -> Checkpoint:
     if orbax_folders.is_orbax(path):
         return _open_orbax(path, subtree)
+    if is_adapter(path):
+        raise CheckpointError(
+            f"{path}: is an adapter, no whole model: it is merged on its --base"
+        )
     for suffixes, usual in _KINDS:
         weights = _choose(path, suffixes, path / usual)
         if weights is not None:

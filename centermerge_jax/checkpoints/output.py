@@ -21,7 +21,7 @@ from centermerge_jax.checkpoints.checkpoint import (
     LeafInfo,
     info_of,
 )
-from centermerge_jax.checkpoints.manifest import manifest_path
+from centermerge_jax.checkpoints.manifest import manifest_path, peak_memory
 from centermerge_jax.checkpoints.model_card import model_card, retyped
 from centermerge_jax.checkpoints.safetensors_writing import Layout
 from centermerge_jax.checkpoints.staging import Stage, stage_path
@@ -39,7 +39,9 @@ def refuse_existing(output: str | Path) -> None:
         folder around it is missing or not writable.
     """
     output = Path(output)
-    for path in (output, manifest_path(output)):
+    # A kill between the two renames of `publish` leaves a manifest and the stage.
+    ours = stage_path(output).is_dir()
+    for path in (output,) if ours else (output, manifest_path(output)):
         if os.path.lexists(path):
             raise CheckpointError(
                 f"{path} exists already; choose another output or remove it first"
@@ -168,7 +170,7 @@ def finish(
     *,
     objects: Mapping[str, Leaf],
     manifest: Mapping[str, Any],
-) -> None:
+) -> dict[str, Any]:
     """Gives a checkpoint whose leaves are all written its name.
 
     Args:
@@ -178,6 +180,9 @@ def finish(
       template: As for `save`.
       objects: Strings and Python numbers, which only Orbax has.
       manifest: As for `save`.
+
+    Returns:
+      The manifest as it was written: with the peak memory of this too.
 
     Raises:
       CheckpointError: The output has come to exist meanwhile, or the disk refused.
@@ -198,10 +203,12 @@ def finish(
                 (target / file.name).write_bytes(retyped(file, dtype))
             card = target / "README.md"
             card.write_text(model_card(output.name, manifest), encoding="utf-8")
-        _write_manifest(manifest, target)
+        written = {**manifest, "peak_memory_bytes": peak_memory()}
+        _write_manifest(written, target)
         flush(stage.folder)
         refuse_existing(output)  # somebody may have made it while we were computing
         publish(target, output)
+    return written
 
 
 @contextlib.contextmanager
@@ -225,7 +232,7 @@ def _staged(output: Path) -> Iterator[Path]:
 
 
 def _write_manifest(manifest: Mapping[str, Any], target: Path) -> None:
-    text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(manifest, indent=2, default=str) + "\n"
     manifest_path(target).write_text(text, encoding="utf-8")
 
 

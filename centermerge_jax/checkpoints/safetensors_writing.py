@@ -159,10 +159,10 @@ def _header(
 
 
 def create(layout: Layout) -> None:
-    """Makes the files at their full length, with headers and without leaves."""
+    """Makes the files at their full length, with headers; leaves stay as they are."""
     for file, header in layout.headers.items():
         file.parent.mkdir(exist_ok=True)
-        with file.open("xb") as stream:
+        with file.open("r+b" if file.exists() else "xb") as stream:
             stream.write(header)
             stream.truncate(layout.sizes[file])
     if layout.index is not None:

@@ -120,6 +120,10 @@ def staged(
                 f"{output}: an unfinished merge lies in {folder}: continue it with "
                 "--resume, or remove that folder"
             )
+        if existed and any(folder.iterdir()) and not (folder / _JOURNAL).exists():
+            raise CheckpointError(
+                f"{folder} holds no unfinished merge, but it is in the way: remove it"
+            )
         stage = Stage(folder, layout)
         lines = _journal(folder) if existed else []
         if lines:
@@ -131,8 +135,9 @@ def staged(
                 _rewrite(folder, lines)
             else:
                 _empty(folder)
-                safetensors_writing.create(layout)
                 _append(folder, identity)
+            # Headers are never trusted: a crash may have lost them, or a whole shard.
+            safetensors_writing.create(layout)
             yield stage
         except BaseException as error:
             kept = bool(stage.finished) and not _hopeless(error)
@@ -186,12 +191,12 @@ def _empty(folder: Path) -> None:
 
 def _append(folder: Path, line: Mapping[str, Any]) -> None:
     with (folder / _JOURNAL).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        stream.write(json.dumps(line) + "\n")
 
 
 def _rewrite(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     new = folder / "journal.new"
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
     new.write_text(text, encoding="utf-8")
     new.replace(folder / _JOURNAL)
 
@@ -199,11 +204,11 @@ def _rewrite(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 def _journal(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of the journal; a line that a kill cut short is left out."""
     try:
-        text = (folder / _JOURNAL).read_text(encoding="utf-8")
+        content = (folder / _JOURNAL).read_bytes()
     except FileNotFoundError:
         return []
     lines = []
-    for line in text.splitlines(keepends=True):
+    for line in content.split(b"\n")[:-1]:
         try:
             lines.append(json.loads(line))
         except ValueError:

@@ -26,6 +26,7 @@ from centermerge_jax.errors import CheckpointError, listing
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _PLACES = ("state_dict", "model", "model_state_dict", "module")
+_SAFE = (2, 6)  # before, `weights_only` could be got round (CVE-2025-32434)
 _SAFER = "save it as safetensors with the library that wrote it"
 
 
@@ -85,6 +86,11 @@ def _load(file: Path) -> Any:
             "code in them; install PyTorch, which reads the tensors alone (pip install "
             f"torch), or {_SAFER}"
         ) from error
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE:
+        raise CheckpointError(
+            f"{file}: refused: the restricted loader of PyTorch {torch.__version__} "
+            f"can be made to run code; install 2.6 or newer, or {_SAFER}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on archives of programs, refused below

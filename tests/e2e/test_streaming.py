@@ -29,7 +29,7 @@ from centermerge_jax.planning import plan
 from centermerge_jax.recipe import Recipe
 
 KILLS = int(os.environ.get("CENTERMERGE_KILLS", "2"))
-LITTLE = needs.RUNTIME + needs.SOLVING + 7 * 2**20
+LITTLE = needs.RUNTIME + needs.SOLVING + 8 * 2**20
 RECIPE = ("--rank", "0.25", "--scale", "1.5")
 
 
