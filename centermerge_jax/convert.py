@@ -62,6 +62,7 @@ class LoadedModel:
       checkpoint: The opened file or folder.
       head: Leaves of a task head, nested; empty if there is none.
       extra: Leaves that our model has no use for, by their public names.
+      settings: The content of its `config.json`; empty if there is none.
     """
 
     params: Params
@@ -71,6 +72,7 @@ class LoadedModel:
     checkpoint: Checkpoint
     head: Params = field(default_factory=dict)
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
 
 
 def load_model(
@@ -103,7 +105,16 @@ def load_model(
     tree = nested(ours)
     head = tree.pop("head", {})
     family, prefix = opened.family.name, opened.prefix
-    return LoadedModel(tree, config, family, prefix, opened.checkpoint, head, extra)
+    return LoadedModel(
+        tree,
+        config,
+        family,
+        prefix,
+        opened.checkpoint,
+        head,
+        extra,
+        opened.settings or {},
+    )
 
 
 @dataclass(frozen=True)

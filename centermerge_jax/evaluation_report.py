@@ -9,7 +9,7 @@ import dataclasses
 import json
 import platform
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,7 +21,7 @@ from jaxtyping import Int32, Int64
 from rich.table import Table
 
 from centermerge_jax.atomic_files import write_whole
-from centermerge_jax.errors import CheckpointError
+from centermerge_jax.errors import CheckpointError, ParameterError, listing
 from centermerge_jax.evaluate import bootstrap, mean_accuracy
 from centermerge_jax.metrics import METRICS, Answers
 from centermerge_jax.task_results import TaskResult
@@ -250,6 +250,41 @@ def read_answers(path: str | Path) -> dict[str, Answers]:
             f"{path} was written without the answers to {', '.join(sorted(missing))}"
         )
     return found
+
+
+def experts_of(
+    tasks: Sequence[str], paths: Sequence[str | Path]
+) -> dict[str, Answers] | None:
+    """Answers of each task's expert, from files of several evaluations.
+
+    Returns:
+      None if no file is given.
+
+    Raises:
+      CheckpointError: A file holds no results.
+      ParameterError: A task has none, or two, or its expert has nothing right: a share
+        of that is no number.
+    """
+    if not paths:
+        return None
+    found: dict[str, list[Answers]] = {task: [] for task in tasks}
+    for path in paths:
+        for task, answers in read_answers(path).items():
+            if task in found:
+                found[task].append(answers)
+    problems = [
+        f"{task}: {len(own)} results of an expert, expected one"
+        for task, own in found.items()
+        if len(own) != 1
+    ]
+    problems += [
+        f"{task}: the expert has nothing right"
+        for task, own in found.items()
+        if len(own) == 1 and own[0].score == 0
+    ]
+    if problems:
+        raise ParameterError(listing("{n} problem{s} with the experts", problems))
+    return {task: own[0] for task, own in found.items()}
 
 
 def _metric(name: str) -> Any:

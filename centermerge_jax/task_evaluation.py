@@ -4,14 +4,16 @@ An `Encoder` is a model as an evaluator needs it: what has to be done to the inp
 a pure function from them to features. The head of a task makes logits of those.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from centermerge_jax.convert import LoadedModel, load_model
 from centermerge_jax.data import preprocess
@@ -19,11 +21,11 @@ from centermerge_jax.data.cache import Repeatable
 from centermerge_jax.data.examples import Source, Subset
 from centermerge_jax.data.pipeline import Batches, batches
 from centermerge_jax.data.preprocess import Preprocessing
-from centermerge_jax.data.registry import class_names
+from centermerge_jax.data.registry import class_names, find
 from centermerge_jax.data.sources import Split, carve, open_source
 from centermerge_jax.data.specs import TaskSpec
 from centermerge_jax.data.tokenizers import Tokenizer, load_tokenizer
-from centermerge_jax.errors import ParameterError
+from centermerge_jax.errors import DataError, ParameterError
 from centermerge_jax.evaluator import evaluate_heads
 from centermerge_jax.models import bert, clip, gpt2, heads, vit
 from centermerge_jax.models.bert import BertConfig
@@ -44,9 +46,9 @@ PREPROCESSINGS: Mapping[str, Preprocessing] = {
     "clip": preprocess.CLIP,
     "dino": preprocess.DINO,
     "imagenet": preprocess.IMAGENET,
-    "half": Preprocessing(resized=256, mean=_HALF, std=_HALF),
+    "half": Preprocessing(resized=248, mean=_HALF, std=_HALF),
 }
-"""By name; `half` is that of the AugReg vision transformers in timm."""
+"""By name; `half` is that of the AugReg vision transformers in timm at 224 pixels."""
 
 _USUAL = {"openclip": "clip", "hf-clip": "clip", "hf-dinov2": "dino", "timm": "half"}
 _LONGEST = 128  # tokens of a text, as the GLUE tasks are evaluated
@@ -72,14 +74,17 @@ def encoder(
     model: LoadedModel,
     *,
     preprocessing: str | None = None,
+    size: int | None = None,
     tokenizer: str | Path | None = None,
 ) -> Encoder:
     """What a model needs and gives.
 
     Args:
       model: From `load_model`.
-      preprocessing: Name of one of `PREPROCESSINGS`, for models of images; what is
-        usual in the model's family by default.
+      preprocessing: Name of one of `PREPROCESSINGS`, for models of images; by default
+        what timm's `config.json` says, or what is usual in the model's family.
+      size: Side of the images in pixels; by default that of the stored positions, and
+        224 for DINOv2, as it is evaluated.
       tokenizer: What `load_tokenizer` opens, for models of text; the files beside the
         weights by default.
 
@@ -90,12 +95,9 @@ def encoder(
     config = model.config
     if isinstance(config, CLIPConfig | ViTConfig):
         vision = config.vision if isinstance(config, CLIPConfig) else config
-        usual = "clip" if isinstance(config, CLIPConfig) else _USUAL.get(model.family)
-        name = preprocessing or usual or "none"
-        if name not in PREPROCESSINGS:
-            known = ", ".join(PREPROCESSINGS)
-            raise ParameterError(f"--preprocessing is one of {known}; got {name}")
-        pixels = PREPROCESSINGS[name].at(vision.grid * vision.patch)
+        pixels = _pixels(model, preprocessing)
+        usual = pixels.size if pixels is preprocess.DINO else vision.grid * vision.patch
+        pixels = pixels.at(size or usual)
         width = config.embed if isinstance(config, CLIPConfig) else vision.width
         return Encoder(_image_features(config, pixels), pixels, width)
     tokens = load_tokenizer(
@@ -104,6 +106,42 @@ def encoder(
         vocabulary=config.vocabulary,
     )
     return Encoder(_text_features(config), tokens, config.width)
+
+
+def _pixels(model: LoadedModel, name: str | None) -> Preprocessing:
+    stated = model.settings.get("pretrained_cfg")
+    if name is None and isinstance(stated, Mapping):
+        return _of_timm(stated)
+    if name is None:
+        is_clip = isinstance(model.config, CLIPConfig)
+        name = "clip" if is_clip else _USUAL.get(model.family)
+    known = ", ".join(PREPROCESSINGS)
+    if name is None:
+        raise ParameterError(
+            f"how images are prepared is not known for {model.family} names: give "
+            f"--preprocessing, one of {known}"
+        )
+    if name not in PREPROCESSINGS:
+        raise ParameterError(f"--preprocessing is one of {known}; got {name}")
+    return PREPROCESSINGS[name]
+
+
+def _of_timm(stated: Mapping[str, Any]) -> Preprocessing:
+    """What timm writes beside the weights of a model."""
+    try:
+        size = int(stated["input_size"][-1])
+        return Preprocessing(
+            size=size,
+            resized=int(size / stated.get("crop_pct", 0.875)),
+            filter=stated.get("interpolation", "bicubic"),
+            mean=tuple(stated["mean"]),
+            std=tuple(stated["std"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ParameterError(
+            f"config.json: pretrained_cfg does not say how images are prepared "
+            f"({error}); give --preprocessing"
+        ) from error
 
 
 @functools.cache
@@ -160,8 +198,11 @@ def read_heads(
     remarks: list[str] = []
     for text in given:
         task, equals, path = text.partition("=")
-        if equals:
-            found[task] = load_model(path).head
+        if equals and not Path(text).exists():
+            spec = find(task)
+            owner = load_model(path)
+            found[spec.name], said = _own_head(owner, spec)
+            remarks += said
             continue
         zero_shot = load_heads(text)
         own = {t.name: class_names(t.name) for t in tasks}
@@ -169,13 +210,53 @@ def read_heads(
         remarks += check_heads(zero_shot, own, embed=width, digest=digest)
         found |= {task: zero_shot.head(task) for task in own}
     if not given and model.head:
-        found |= {task.name: model.head for task in tasks}
+        for task in tasks:
+            found[task.name], said = _own_head(model, task)
+            remarks += said
     if missing := [task.name for task in tasks if not found.get(task.name)]:
         raise ParameterError(
             f"no head for {', '.join(missing)}: --heads FILE, from `centermerge "
             "heads`, or --heads TASK=CHECKPOINT"
         )
+    if unused := found.keys() - {task.name for task in tasks}:
+        raise ParameterError(
+            f"a head is given for {', '.join(sorted(unused))}, no task"
+        )
+    for name, head in found.items():
+        first = head.get("dense", head)
+        if "kernel" in first and len(first["kernel"]) != width:
+            raise ParameterError(
+                f"{name}: the head is for features of length {len(first['kernel'])}, "
+                f"the model's have {width}"
+            )
     return {task.name: found[task.name] for task in tasks}, remarks
+
+
+def _own_head(model: LoadedModel, task: TaskSpec) -> tuple[Any, list[str]]:
+    """The head of a checkpoint, with its classes in the order of the task's labels."""
+    head, note = dict(model.head), f"{task.name}: {task.note}" if task.note else ""
+    if isinstance(model.config, CLIPConfig) and head:
+        # As the task-vector repositories apply it: to normalised features.
+        head["logit_scale"] = np.float32(0)
+    stated = model.settings.get("id2label") or {}
+    theirs = [str(stated[key]).casefold() for key in sorted(stated, key=int)]
+    ours = [name.casefold() for name in class_names(task.name)]
+    if sorted(theirs) == sorted(ours):
+        order = np.array([theirs.index(name) for name in ours])
+        return _reordered(head, order), []
+    return head, [note] if note else []
+
+
+def _reordered(head: Mapping[str, Any], order: Int[np.ndarray, " classes"]) -> Any:
+    """A head whose outputs are in another order."""
+    if "out" in head:
+        return {**head, "out": _reordered(head["out"], order)}
+    moved = {
+        key: np.asarray(head[key])[..., order]
+        for key in ("kernel", "bias")
+        if key in head
+    }
+    return {**head, **moved}
 
 
 def open_tasks(
@@ -205,16 +286,43 @@ def open_tasks(
     """
     if limit is not None and limit < 1:
         raise ParameterError(f"limit is at least 1; got {limit}")
-    return {
-        task.name: batches(
-            _limited(open_source(task, split, data_dir=data_dir), limit),
-            batch=batch,
-            preprocessing=preparation,
-            shard=(jax.process_index(), jax.process_count()),
-            workers=workers,
-        )
+    reads = "image" if isinstance(preparation, Preprocessing) else "text"
+    if wrong := [task.name for task in tasks if task.kind != reads]:
+        raise ParameterError(f"the model takes {reads}s: {', '.join(wrong)} has none")
+    found = {}
+    for task in tasks:
+        source = _limited(open_source(task, split, data_dir=data_dir), limit)
+        with _naming(task):
+            found[task.name] = batches(
+                source,
+                batch=batch,
+                preprocessing=preparation,
+                shard=(jax.process_index(), jax.process_count()),
+                workers=workers,
+            )
+    return found
+
+
+def counted(tasks: Sequence[TaskSpec], inputs: Mapping[str, Batches]) -> list[str]:
+    """Remarks on tasks with another number of test examples than was published."""
+    return [
+        f"{task.name}: {len(inputs[task.name].source)} test examples; published "
+        f"results are over {task.tests}"
         for task in tasks
-    }
+        if task.tests not in (None, len(inputs[task.name].source))
+    ]
+
+
+@contextlib.contextmanager
+def _naming(task: TaskSpec) -> Iterator[None]:
+    """Errors about data say of which task."""
+    try:
+        yield
+    except DataError as error:
+        said = str(error)
+        if said.startswith(task.name):
+            raise
+        raise DataError(f"{task.name}: {said}") from error
 
 
 def evaluate_tasks(
@@ -249,17 +357,18 @@ def evaluate_tasks(
         def report(text: str, share: float, done: int = done, size: int = size):
             progress(text, (done + share * size) / total)
 
-        results |= evaluate_heads(
-            features,
-            params,
-            inputs[task.name],
-            {task.name: task_heads[task.name]},
-            apply_head=heads.apply,
-            name=task.name,
-            classes=task.classes,
-            metric=task.metric,
-            progress=report,
-        )
+        with _naming(task):
+            results |= evaluate_heads(
+                features,
+                params,
+                inputs[task.name],
+                {task.name: task_heads[task.name]},
+                apply_head=heads.apply,
+                name=task.name,
+                classes=task.classes,
+                metric=task.metric,
+                progress=report,
+            )
         done += size
     return results
 

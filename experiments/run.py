@@ -37,6 +37,7 @@ from centermerge_jax.errors import MergeError, ParameterError, listing
 from centermerge_jax.models.vit import Params
 from centermerge_jax.progress import Report, progress
 from centermerge_jax.task_evaluation import (
+    counted,
     encoder,
     evaluate_tasks,
     open_tasks,
@@ -186,20 +187,26 @@ def run(
         )
 
     chosen = {k: v for k, v in config.hyperparameters.items() if v is not None}
-    record = output / "search.json"
-    if grid and not record.exists():
+    _check_same(output / "inputs.json", inputs)
+    if grid:
         kept = {
             name: Cached(found)
             for name, found in opened(split="validation", limit=CHOOSING).items()
         }
-        points = _search(config, inputs, grid, chosen, lambda p: measure(p, kept))
-        report.write_results({"points": points, "images": CHOOSING}, record)
-    if grid:
-        points = json.loads(record.read_text())["points"]
+        points = _search(
+            config,
+            inputs,
+            grid,
+            chosen,
+            lambda params: measure(params, kept),
+            record=output / "search.json",
+        )
         chosen |= max(points, key=lambda point: point["score"])["hyperparameters"]
     merged = _merged(config, inputs, output, chosen, progress)
     found = load_model(merged, config=base.config)
     tests = opened(limit=limit)
+    if limit is None:
+        remarks += counted(tasks, tests)
     results = measure(found.params, tests)
     experts = {}
     for task in tasks:
@@ -207,7 +214,10 @@ def run(
         own = measure(expert.params, tests, task)
         experts[task.name] = own[task.name].answers
     # The share of an expert that has nothing right is no number.
-    own = experts if all(one.score for one in experts.values()) else None
+    idle = [name for name, one in experts.items() if not one.score]
+    own = None if idle else experts
+    if idle:
+        remarks.append(f"experts with nothing right: {', '.join(idle)}; no shares")
     summary = report.summarise(results, own)
     document = report.document(
         results,
@@ -255,8 +265,24 @@ def _search(
     grid: Mapping[str, tuple[float, ...]],
     chosen: Mapping[str, float],
     measure: Callable[[Params], Mapping[str, TaskResult]],
+    *,
+    record: Path,
 ) -> list[dict[str, Any]]:
-    """Validation accuracy at each point; all methods here are affine in the scale."""
+    """Validation accuracy at each point, noted in a file as it is found.
+
+    All methods here are affine in the scale: one merge gives those of all scales. The
+    encoders of all experts are held in memory.
+    """
+    known = json.loads(record.read_text())["points"] if record.exists() else []
+    scores = {tuple(x["hyperparameters"].values()): x["score"] for x in known}
+    points: list[dict[str, Any]] = [
+        {"hyperparameters": point, "score": scores[key]}
+        if (key := tuple(point.values())) in scores
+        else {"hyperparameters": point}
+        for point in _points(grid)
+    ]
+    if all("score" in point for point in points):
+        return points
     experts = {name: _encoder_leaves(path) for name, path in inputs.experts.items()}
     method = cm.METHODS[config.method]
     arguments: list[Any] = [experts]
@@ -264,20 +290,46 @@ def _search(
         arguments.append(_encoder_leaves(inputs.base))
     if "views" in method.hyperparameters:
         chosen = {**chosen, "views": getattr(cm.views, config.views)}
-    others = {name: values for name, values in grid.items() if name != "scale"}
-    points = []
-    for values in itertools.product(*others.values()):
-        point = dict(zip(others, values, strict=True))
-        at = functools.partial(method.function, *arguments, **{**chosen, **point})
-        zero, one = (_tree(at(scale=scale)) for scale in (0.0, 1.0))
-        for scale in grid["scale"]:
-            params = jax.tree.map(lambda a, b, s=scale: a + s * (b - a), zero, one)
-            results = measure(params)
-            score = float(np.mean([x.answers.score for x in results.values()]))
-            points.append(
-                {"hyperparameters": {**point, "scale": scale}, "score": score}
-            )
+    zero = _tree(arguments[1] if method.needs_base else cm.weight_average(experts))
+    merged: tuple[dict[str, float], Any] = ({}, None)
+    for point in points:
+        if "score" in point:
+            continue
+        others = {k: v for k, v in point["hyperparameters"].items() if k != "scale"}
+        if merged[1] is None or merged[0] != others:
+            one = method.function(*arguments, **{**chosen, **others}, scale=1.0)
+            merged = others, _tree(one)
+        scale = point["hyperparameters"]["scale"]
+        params = jax.tree.map(lambda a, b, s=scale: a + s * (b - a), zero, merged[1])
+        results = measure(params)
+        point["score"] = float(np.mean([x.answers.score for x in results.values()]))
+        done = [point for point in points if "score" in point]
+        report.write_results({"points": done, "images": CHOOSING}, record)
     return points
+
+
+def _points(grid: Mapping[str, tuple[float, ...]]) -> list[dict[str, float]]:
+    """All combinations; the scale changes fastest."""
+    ordered = sorted(grid, key=lambda name: name == "scale")
+    values = itertools.product(*(grid[name] for name in ordered))
+    return [dict(zip(ordered, combination, strict=True)) for combination in values]
+
+
+def _check_same(record: Path, inputs: Inputs) -> None:
+    """Refuses to go on with results that were made of other checkpoints."""
+    now = {
+        str(file): [file.stat().st_size, file.stat().st_mtime_ns]
+        for path in (*inputs.experts.values(), inputs.base, inputs.heads)
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.is_file()
+    }
+    if not record.exists():
+        report.write_results(now, record)
+    elif json.loads(record.read_text()) != now:
+        raise ParameterError(
+            f"{record.parent} holds results of other checkpoints; remove it or choose "
+            "another --output"
+        )
 
 
 def _encoder_leaves(path: Path) -> dict[str, np.ndarray]:
@@ -337,3 +389,6 @@ if __name__ == "__main__":
     except MergeError as error:
         print(f"ERROR: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)

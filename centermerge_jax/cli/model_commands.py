@@ -102,12 +102,16 @@ class Heads:
         from centermerge_jax.zero_shot_files import save_heads
 
         refuse_existing(self.output)
+        if self.batch < 1:
+            raise ParameterError(f"--batch is at least 1; got {self.batch}")
         names = [task.name for task in registry.select(self.tasks)]
         prompts = published_prompts(names)
         with progress(quiet=self.quiet) as report:
             model = load_model(self.model, progress=report)
-            if not isinstance(model.config, CLIPConfig):
-                raise ParameterError(f"{self.model} is no CLIP model")
+            if not isinstance(model.config, CLIPConfig) or "text" not in model.params:
+                raise ParameterError(
+                    f"{self.model} is no whole CLIP model: its text encoder is needed"
+                )
             place = self.tokenizer or model.checkpoint.path
             if place == "openai":
                 place = wheels.fetch("open_clip_torch")
@@ -149,9 +153,9 @@ class Evaluate:
     limit: int | None = None
     """At most so many examples of each task, the same ones every time."""
 
-    experts: str | None = None
-    """Results of the experts on the same examples, as --output writes them: accuracy is
-    then also shown as a share of theirs."""
+    experts: UseAppendAction[tuple[str, ...]] = ()
+    """Results of an expert on the same examples, as --output writes them; repeatable.
+    With those of each task's expert, accuracy is also shown as a share of theirs."""
 
     output: Annotated[str | None, arg(aliases=("-o",))] = None
     """JSON file for everything that was measured, and what is needed to repeat it."""
@@ -165,8 +169,13 @@ class Evaluate:
     preprocessing: Literal["clip", "imagenet", "dino", "half"] | None = None
     """How images are prepared; by default as is usual for the model's family."""
 
+    size: int | None = None
+    """Side of the images in pixels; by default that which the model has positions for,
+    and 224 for DINOv2."""
+
     tokenizer: str | None = None
-    """Folder or file of the tokeniser; by default the files beside the weights."""
+    """Folder or file of the tokeniser; by default the files beside the weights. Texts
+    are cut at 128 tokens."""
 
     path: str | None = None
     """Where the parameters lie inside an Orbax directory."""
@@ -183,6 +192,7 @@ class Evaluate:
         from centermerge_jax.convert import load_model
         from centermerge_jax.data import registry
         from centermerge_jax.task_evaluation import (
+            counted,
             encoder,
             evaluate_tasks,
             open_tasks,
@@ -192,17 +202,18 @@ class Evaluate:
 
         if self.output:
             refuse_existing(self.output)
-        experts = written.read_answers(self.experts) if self.experts else None
         tasks = registry.select(self.tasks)
+        experts = written.experts_of([task.name for task in tasks], self.experts)
         with progress(quiet=self.quiet) as report:
             report("reading the model", 0.0)
             model = load_model(self.model, subtree=self.path)
             made = encoder(
-                model, preprocessing=self.preprocessing, tokenizer=self.tokenizer
+                model,
+                preprocessing=self.preprocessing,
+                size=self.size,
+                tokenizer=self.tokenizer,
             )
             heads, remarks = read_heads(self.heads, model, tasks, made.width)
-            for remark in remarks:
-                print(f"note: {remark}", file=sys.stderr)
             inputs = open_tasks(
                 tasks,
                 made.preparation,
@@ -212,6 +223,10 @@ class Evaluate:
                 batch=self.batch,
                 workers=self.workers,
             )
+            if self.split == "test" and self.limit is None:
+                remarks += counted(tasks, inputs)
+            for remark in remarks:
+                print(f"note: {remark}", file=sys.stderr)
             results = evaluate_tasks(
                 made.features, model.params, tasks, heads, inputs, progress=report
             )
@@ -226,8 +241,12 @@ class Evaluate:
                 "head_digests": {name: tree_digest(x) for name, x in heads.items()},
                 "split": self.split,
                 "limit": self.limit,
-                "preparation": repr(made.preparation),
+                "remarks": remarks,
+                "preparation": getattr(
+                    made.preparation, "digest", repr(made.preparation)
+                ),
                 "data_dir": self.data_dir,
+                "batch": self.batch,
             }
             found = written.document(results, summary, settings=settings)
             written.write_results(found, self.output)

@@ -103,6 +103,9 @@ class FolderSource:
             for path in sorted((self.root / name).iterdir())
             if path.suffix.lower() in _SUFFIXES
         ]
+        filled = {label for _, label in self.files}
+        if empty := [n for i, n in enumerate(self.classes) if i not in filled]:
+            raise DataError(listing(f"{{n}} empty folder{{s}} in {self.root}", empty))
 
     def __len__(self) -> int:
         return len(self.files)

@@ -120,6 +120,8 @@ def prepare(
     from PIL.Image import Resampling  # only those who read images need it
 
     opened = _opened(picture)
+    if 0 in opened.size:
+        raise DataError(f"a picture of {opened.size[0]} x {opened.size[1]} pixels")
     if opened.mode not in ("L", "RGB"):
         opened = opened.convert("RGB")
     filtering = Resampling[preprocessing.filter.upper()]

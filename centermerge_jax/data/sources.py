@@ -64,6 +64,15 @@ def _part(
     spec: TaskSpec, split: str, data_dir: Path, folder: ImageFolder | None
 ) -> Source:
     if folder is not None:
+        if (
+            split == folder.splits.test != "test"
+            and (data_dir / folder.path / "test").is_dir()
+        ):
+            raise DataError(
+                f"{data_dir / folder.path} has a folder 'test' beside {split!r}, which "
+                "the benchmark's own scripts call the test images: remove the one that "
+                "is not meant"
+            )
         # Sorted names of folders are not always in the order of the labels.
         names = prompts.load_prompts(spec.name).folders or None
         source = FolderSource(data_dir / folder.path / split, classes=names)

@@ -15,9 +15,9 @@ def apply(
     """Logits of any head that is known here.
 
     Args:
-      head: `kernel [d, classes]`, and perhaps `bias [classes]`; or `kernel` and
-        `logit_scale`, of a zero-shot head; or `dense` and `out`, the two layers of
-        RoBERTa's.
+      head: `kernel [d, classes]`, and perhaps `bias [classes]`; with `logit_scale` of
+        normalised features, as zero-shot heads are; or `dense` and `out`, the two
+        layers of RoBERTa's.
       features: As the backbone gives them.
 
     Raises:
@@ -30,9 +30,10 @@ def apply(
     parts = set(head)
     if parts == {"dense", "out"}:
         return _dense(head["out"], jnp.tanh(_dense(head["dense"], features)))
-    if parts == {"kernel", "logit_scale"}:
+    if parts in ({"kernel", "logit_scale"}, {"kernel", "bias", "logit_scale"}):
         wide = features.astype(jnp.float32)
-        return cosine(head["kernel"], wide, logit_scale=head["logit_scale"])
+        logits = cosine(head["kernel"], wide, logit_scale=head["logit_scale"])
+        return logits + head["bias"][None] if "bias" in head else logits
     if parts in ({"kernel"}, {"kernel", "bias"}):
         return _dense(head, features)
     raise ParameterError(f"a head with {', '.join(sorted(parts))} is not known")

@@ -1,5 +1,6 @@
 """The paper's benchmark from end to end, on tiny checkpoints in the real formats."""
 
+import dataclasses
 import functools
 import json
 
@@ -121,6 +122,29 @@ def test_what_is_there_is_not_done_again(made):
     assert len(points) == 2  # scales; there is one density
 
 
+def test_other_checkpoints_are_not_mistaken_for_the_former(made, tmp_path):
+    checkpoints, data_dir, _ = made
+    _, output = ran("vit_b32_8_cart", made)
+    config = CONFIGS["vit_b32_8_cart"]
+    inputs = Inputs.find(config, checkpoints, data_dir)
+    other = dataclasses.replace(inputs, base=inputs.experts["mnist"])
+    how = {"grid": {}, "batch": 8, "workers": 0, "limit": None, "progress": silent}
+    with pytest.raises(cm.ParameterError, match="results of other checkpoints"):
+        run(config, other, output, **how)
+
+
+def test_a_search_goes_on_where_it_was(made):
+    name = "vit_b32_8_ties"
+    _, output = ran(name, made)
+    record = output / "search.json"
+    points = json.loads(record.read_text())["points"]
+    kept = {**points[0], "score": 0.123}
+    record.write_text(json.dumps({"points": [kept]}))
+    ran.__wrapped__(name, made)
+    again = json.loads(record.read_text())["points"]
+    assert again == [kept, points[1]]
+
+
 def test_a_merged_model_goes_back_to_open_clip_s_names(made, tmp_path):
     _, output = ran("vit_b32_8_cart", made)
     target = tmp_path / "back.safetensors"
@@ -147,12 +171,15 @@ def test_evaluate_on_the_command_line(made, tmp_path, capsys):
     found = json.loads(written.read_text())
     assert found["settings"]["model"] == model
     assert found["versions"]["jax"] == jax.__version__
+    assert (
+        "mnist: 12 test examples; published results are over 10000"
+        in (found["settings"]["remarks"])
+    )
     again = tmp_path / "again.json"
+    assert found["tasks"]["pcam"]["score"]
     more = [*how, "--experts", str(written), "--output", str(again), "--quiet"]
-    main(["evaluate", model, "--tasks", "mnist", "pcam", *more])
-    tasks = json.loads(written.read_text())["tasks"]
-    if all(task["score"] for task in tasks.values()):
-        assert json.loads(again.read_text())["summary"]["normalised"] == 1.0
+    main(["evaluate", model, "--tasks", "pcam", *more])
+    assert json.loads(again.read_text())["summary"]["normalised"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -164,13 +191,23 @@ def test_evaluate_on_the_command_line(made, tmp_path, capsys):
         (["--tasks", "mnist", "--heads", "NOWHERE"], "NOWHERE"),
         (["--tasks", "mnist", "--heads", "HEADS", "--data-dir", "x"], "not prepared"),
         (["--tasks", "mnist", "--heads", "HEADS", "--limit", "0"], "limit"),
+        (["--tasks", "mnist", "--heads", "HEADS", "--experts", "NO"], "NO"),
+        (["--tasks", "mnist", "--heads", "MINST=x"], "did you mean 'mnist'"),
+        (["--tasks", "mnist", "--heads", "HEADS", "--heads", "dtd=EXPERT"], "no task"),
+        (["--tasks", "sms_spam", "--heads", "sms_spam=EXPERT"], "no head for sms_spam"),
     ],
 )
 def test_wrong_evaluations(made, arguments, message, capsys):
     checkpoints, data_dir, _ = made
     folder = checkpoints / "ViT-B-32"
-    places = {"HEADS": str(folder / "heads.safetensors")}
-    words = [places.get(word, word) for word in arguments]
+    places = {
+        "HEADS": str(folder / "heads.safetensors"),
+        "EXPERT": str(folder / "DTD"),
+    }
+    words = [
+        functools.reduce(lambda w, place: w.replace(*place), places.items(), word)
+        for word in arguments
+    ]
     if "--data-dir" not in words:
         words += ["--data-dir", str(data_dir)]
     with pytest.raises(SystemExit) as caught:

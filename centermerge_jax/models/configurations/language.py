@@ -23,11 +23,14 @@ def bert(
     names = our_names(match)
     width = lengths["width"]
     usual: dict[str, Any] = {"pad_token_id": 1, "layer_norm_eps": 1e-12}
-    if "model_type" in settings:
-        roberta = "roberta" in str(settings["model_type"])
+    stated = str(settings.get("model_type", ""))
+    # Others (CamemBERT, data2vec) are one of the two by another name.
+    roberta = "roberta" in stated or (
+        stated != "bert" and (roberta or lengths["types"] == 1)
+    )
+    if stated:
         usual["num_attention_heads"] = 12
     else:
-        roberta = roberta or lengths["types"] == 1
         # What is published, as against what is default in the class.
         usual["layer_norm_eps"] = 1e-5 if roberta else 1e-12
         known = width in _BERT_WIDTHS
