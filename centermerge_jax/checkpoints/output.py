@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,16 @@ def _staged(output: Path) -> Iterator[Path]:
             yield Path(stage) / output.name
     finally:
         if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
+            _remove(Path(stage))
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder that a thread of Orbax may still be writing to."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def _write_manifest(manifest: Mapping[str, Any], target: Path) -> None:

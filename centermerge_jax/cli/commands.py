@@ -116,6 +116,7 @@ class Plan(_Arguments):
         todo = plan(_recipe(self))
         if self.json:
             print(json.dumps(_plan_as_json(todo), indent=2))
+            check_memory(todo)
             return
         if todo.rows:
             print(format_rows(todo.rows))
