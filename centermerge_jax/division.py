@@ -83,6 +83,7 @@ def divide(
         whole = [_whole(name, info) for name, info in leaves.items()]
         return [Part(tuple(whole), dict(views), next(iter(settings.values()), {}))]
     _check_joined(views, settings)
+    by_number = divisible and scope != "leaf"
     alike: dict[str, list[str]] = defaultdict(list)
     for name in leaves:
         alike[_key(settings[name])].append(name)
@@ -96,11 +97,10 @@ def divide(
             parts += [
                 Part(pieces, seen, common)
                 for pieces, seen in _stacked(
-                    members, leaves, table, most if divisible else math.inf
+                    members, leaves, table, most if by_number else math.inf
                 )
             ]
         rest = {name: leaves[name] for name in names if name not in table}
-        by_number = divisible and (scope == "element" or bool(views))
         for pieces in _packed(rest, most=most, divisible=by_number):
             seen = {p.leaf: None for p in pieces if p.leaf in views}
             parts.append(Part(pieces, seen, common))

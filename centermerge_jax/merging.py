@@ -123,8 +123,11 @@ def merge(
 def _statistics(todo: Plan, progress: Report) -> dict[str, Any]:
     """What the method has to know of whole models, from passes before the merge."""
     method = find_method(todo.recipe.method)
+    if method.names is not None:
+        return dict(method.names(todo.leaves.merged))
     if method.statistics is None:
         return {}
+    tasks = tuple(sorted(name for name in todo.models if name != "base"))
     parts = [part for part in todo.parts if not part.kept]
     done = 0
 
@@ -139,14 +142,15 @@ def _statistics(todo: Plan, progress: Report) -> dict[str, Any]:
                 if base:
                     named[name] = base[0]
                 _, leaves = align(named, any_dtype=(name,))
-                yield from (row for row in leaves.values() if is_merged(row[0]))
+                yield from (item for item in leaves.items() if is_merged(item[1][0]))
                 done += 1
                 share = done / len(parts) / (method.passes + 1)
                 number = 1 + (done - 1) // len(parts)
                 progress(f"pass {number} of {method.passes} before the merge", share)
 
     accepted = inspect.signature(method.statistics).parameters
-    chosen = {k: v for k, v in todo.hyperparameters.items() if k in accepted}
+    known = {**todo.hyperparameters, "tasks": tasks}
+    chosen = {name: value for name, value in known.items() if name in accepted}
     return dict(method.statistics(rows, **chosen))
 
 
@@ -309,11 +313,11 @@ def _arguments(todo: Plan, part: Part) -> dict[str, Any]:
         arguments["views"] = part.views
     if "memory" in accepted:
         arguments["memory"] = todo.needs.work(part)
-    if part.matrix is not None:
+    if part.matrix is None and "rank" in accepted:
+        arguments["rank"] = 1.0  # of no matrix
+    elif part.matrix is not None and "rank" in arguments:
         # An integer above this matrix's size keeps it whole.
         arguments["rank"] = resolve_rank(arguments["rank"], part.matrix.size)
-    elif "rank" in accepted:
-        arguments["rank"] = 1.0  # of no matrix
     return arguments
 
 

@@ -81,7 +81,10 @@ class Needs:
         written = np.dtype(recipe.dtype).itemsize if recipe.dtype else widths[0]
         computed = max(_FLOAT, written, widths[0])
         matrices = {name: view for name, view in views.items() if view is not None}
-        held = [_held(view, settings[name]["rank"]) for name, view in matrices.items()]
+        held = [
+            _held(view, settings[name].get("rank", 1.0))
+            for name, view in matrices.items()
+        ]
         work = (_workspace(view) for view in matrices.values())
         torch = [sum(m.files.values()) for m in models if m.format == "torch"]
         return cls(

@@ -13,6 +13,7 @@ from typing import Any
 from centermerge_jax.errors import ParameterError, listing
 from centermerge_jax.ranks import check_rank
 from centermerge_jax.recipe import Override, Recipe
+from centermerge_jax.trees import layer_depths, layer_of
 
 _HALF = Fraction(1, 2)
 
@@ -131,14 +132,14 @@ def _spread(
     depth = _depth(field, under, leaves)
     found = dict(values)
     for leaf in under:
-        _, layer = _place(leaf)
+        _, layer = layer_of(leaf)
         found[leaf] = at(values[leaf], Fraction(layer, depth - 1))
     return found
 
 
 def _depth(field: str, under: Sequence[str], leaves: Sequence[str]) -> int:
     """How many layers the stacks have to which leaves under a gradient belong."""
-    if outside := [leaf for leaf in under if _place(leaf)[1] < 0]:
+    if outside := [leaf for leaf in under if layer_of(leaf)[1] < 0]:
         raise ParameterError(
             listing(
                 f"{field} over the layers: {{n}} leaf name{{s}} in no layer",
@@ -146,11 +147,8 @@ def _depth(field: str, under: Sequence[str], leaves: Sequence[str]) -> int:
                 f"Give them one {field} by an override, after more specific ones",
             )
         )
-    stacks = {_place(leaf)[0] for leaf in under}
-    depths: dict[str, int] = {}
-    for prefix, layer in map(_place, leaves):
-        if prefix in stacks and layer >= 0:
-            depths[prefix] = max(depths.get(prefix, 0), layer + 1)
+    stacks = {layer_of(leaf)[0] for leaf in under}
+    depths = {x: n for x, n in layer_depths(leaves).items() if x in stacks}
     if len(set(depths.values())) > 1:
         raise ParameterError(
             listing(
@@ -166,12 +164,6 @@ def _depth(field: str, under: Sequence[str], leaves: Sequence[str]) -> int:
             "number"
         )
     return depth
-
-
-def _place(leaf: str) -> tuple[str, int]:
-    """What stands before the first number in a name, and that number, -1 for none."""
-    found = re.match(r"((?:.*?[/.])?)([0-9]+)(?:[/.]|$)", leaf)
-    return (found[1].rstrip("/."), int(found[2])) if found else (leaf, -1)
 
 
 def _scale_at(values: Sequence[float], position: Fraction) -> float:

@@ -223,11 +223,12 @@ def _with_solver(
     """The rows with the rank and the solver of each matrix."""
     chosen = []
     for row in lines:
-        if row.matrices is None:
+        rank = settings[row.leaf].get("rank")
+        if row.matrices is None or rank is None:
             chosen.append(row)
             continue
         size = min(row.matrices[1:])
-        k = resolve_rank(settings[row.leaf]["rank"], size)
+        k = resolve_rank(rank, size)
         by = choose_solver(k, size) if solver == "auto" else solver
         chosen.append(replace(row, rank=k, solver=by))
     return chosen

@@ -72,8 +72,7 @@ class Recipe:
         (single or sharded), or Orbax directories. Each is called by its file or folder
         name; NAME=PATH calls it otherwise.
       base: Checkpoint of the pretrained model, for methods that need it.
-      method: cart, weight_average, task_arithmetic, truncated_task_arithmetic, or
-        ties.
+      method: Name of the method; `centermerge methods` lists them.
       rank: Directions kept of each matrix: 0.08 is 8 % of min(m, n), 1.0 is everything,
         and without a dot, 16, a number of directions. Several are spread evenly over
         the layers, with straight lines between them.
@@ -81,10 +80,14 @@ class Recipe:
         several, spread over the layers as ranks are.
       weights: For weight_average, the weight of each task by name; only their ratios
         count. All equal by default.
-      density: For ties, the share of each task vector that is kept; 0.2 by default.
+      density: For methods that drop numbers, the share of each task vector that is
+        kept.
+      set: NAME=VALUE: further hyperparameters of the method, by the names that
+        `centermerge methods` shows.
       overrides: Other ranks and scales for leaves whose names match.
-      rest: For truncated_task_arithmetic, what leaves that are no matrices become:
-        their mean, the sum of their task vectors, or the base.
+      rest: For methods that merge matrices around a base, what other leaves become:
+        mean, the experts' mean; sum, the base and their task vectors times the scale;
+        scaled_mean, the base and the mean of these times the scale; or base.
       views: Which leaves are matrices: auto, fused (queries, keys and values as one),
         or a TOML file of rules.
       solver: auto, exact (full SVD), gram (eigenvectors of the Gram matrix), or
@@ -112,6 +115,7 @@ class Recipe:
     scale: float | Mapping[str, float] | tuple[float, ...] | None = None
     weights: Mapping[str, float] | None = None
     density: float | None = None
+    set: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
     rest: str | None = None
     views: str | None = None

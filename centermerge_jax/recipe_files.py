@@ -11,8 +11,9 @@ from typing import Any
 
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.linalg import SOLVERS
+from centermerge_jax.matrixwise import RESTS
 from centermerge_jax.mergekit_recipes import from_mergekit, is_mergekit
-from centermerge_jax.methods import METHODS, RESTS
+from centermerge_jax.methods import METHODS
 from centermerge_jax.overrides import rank_gradient
 from centermerge_jax.ranks import check_rank
 from centermerge_jax.recipe import DTYPES, Override, Recipe, parse_size
@@ -84,6 +85,7 @@ def _readers(
         "weights": lambda entry: _by_task(entry, tasks),
         "overrides": lambda entry: _overrides(entry, tasks, problems),
         "density": lambda entry: float(entry.number()),
+        "set": _set,
         "rest": lambda entry: _choice(entry, RESTS),
         "views": lambda entry: _views(entry.text(), folder),
         "solver": lambda entry: _choice(entry, SOLVERS),
@@ -97,6 +99,16 @@ def _readers(
         "output": Marked.text,
         "format": lambda entry: _choice(entry, _FORMATS),
     }
+
+
+def _set(entry: Marked) -> tuple[str, ...]:
+    """`NAME=VALUE` for each further hyperparameter, as on the command line."""
+    found = []
+    for name, item in entry.entries().items():
+        if not isinstance(item.value, str | int | float):
+            raise item.wrong(f"{name} is a number or a word")
+        found.append(f"{name}={item.value}")
+    return tuple(found)
 
 
 def _choice(entry: Marked, choices: Iterable[str]) -> str:

@@ -1,9 +1,10 @@
 """The hyperparameters of a recipe's method, for all leaves and for each."""
 
+import contextlib
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import jax
 import numpy as np
@@ -11,7 +12,8 @@ import numpy as np
 from centermerge_jax.errors import ParameterError, listing
 from centermerge_jax.linalg import SOLVERS
 from centermerge_jax.magnitudes import check_share
-from centermerge_jax.methods import METHODS, RESTS, Method
+from centermerge_jax.matrixwise import RESTS
+from centermerge_jax.methods import METHODS, Method
 from centermerge_jax.overrides import leaf_settings
 from centermerge_jax.ranks import check_fits, check_rank
 from centermerge_jax.recipe import DTYPES, Recipe
@@ -20,6 +22,9 @@ from centermerge_jax.views import MatrixView, Table, load
 
 _BY_LEAF = ("rank", "scale")
 """Hyperparameters that may differ from leaf to leaf."""
+
+_FLAGS = ("rest", "weights", "density")
+"""Hyperparameters with a field of their own; others are given by `set`."""
 
 _GENERAL = ("views", "solver", "dtype")
 """Hyperparameters that say how, not what: harmless to methods that do not take them."""
@@ -47,7 +52,7 @@ def hyperparameters(recipe: Recipe, method: Method) -> dict[str, Any]:
         it is out of range.
     """
     values: dict[str, Any] = {}
-    for name in (*_BY_LEAF, "rest", "weights", "density", *_GENERAL):
+    for name in (*_BY_LEAF, *_FLAGS, *_GENERAL):
         value = getattr(recipe, name)
         parameter = method.hyperparameters.get(name)
         if parameter is None:
@@ -57,6 +62,7 @@ def hyperparameters(recipe: Recipe, method: Method) -> dict[str, Any]:
             values[name] = value
         elif parameter.default is parameter.empty and not _all_overridden(recipe, name):
             raise ParameterError(f"{recipe.method} needs --{name}")
+    values |= _set(recipe, method)
     for name, choices in (("rest", RESTS), ("solver", SOLVERS), ("dtype", DTYPES)):
         if values.get(name, choices[0]) not in choices:
             raise ParameterError(
@@ -73,6 +79,63 @@ def hyperparameters(recipe: Recipe, method: Method) -> dict[str, Any]:
     if recipe.dtype is not None:
         values["dtype"] = np.dtype(recipe.dtype)
     return {name: value for name, value in values.items() if name not in _BY_LEAF}
+
+
+def _set(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """What the recipe sets beside the fields, in the types of the function."""
+    fields = (*_BY_LEAF, *_FLAGS)
+    known = {name: p for name, p in method.own.items() if name not in fields}
+    values = {}
+    for text in recipe.set:
+        name, given, value = text.partition("=")
+        if not given:
+            raise ParameterError(f"--set {text}: expected NAME=VALUE")
+        if name in fields:
+            raise ParameterError(f"--set {text}: it has a flag of its own, --{name}")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ParameterError(
+                f"--set {text}: {recipe.method} has no {name!r}{hint} (it has "
+                f"{', '.join(known) or 'none to set'})"
+            )
+        if name in values:
+            raise ParameterError(f"--set {name} is given twice")
+        values[name] = read_value(name, value, known[name].annotation)
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in values:
+            raise ParameterError(f"{recipe.method} needs --set {name}=...")
+    return values
+
+
+def read_value(name: str, text: str, kind: Any) -> Any:
+    """A value that was written as text, in the type that a parameter is annotated with.
+
+    Raises:
+      ParameterError: It is none of that type.
+
+    Example:
+      >>> read_value("bits", "3", int | None), read_value("common", "1", float)
+      (3, 1.0)
+    """
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            choices = ", ".join(get_args(kind))
+            raise ParameterError(f"{name} is one of {choices}; got {text!r}")
+        return text
+    kinds = get_args(kind) or (kind,)
+    if str in kinds:
+        return text
+    readers: tuple[type, ...] = (int, float)  # as it is written, if either will do
+    if float not in kinds and int in kinds:
+        readers = (int,)
+    elif int not in kinds and float in kinds:
+        readers = (float,)
+    for read in readers:
+        with contextlib.suppress(ValueError):
+            return read(text)
+    wanted = "a whole number" if readers == (int,) else "a number"
+    raise ParameterError(f"{name} is {wanted}; got {text!r}")
 
 
 def _all_overridden(recipe: Recipe, name: str) -> bool:
@@ -148,6 +211,7 @@ def _check_ranks(
     """Checks every rank against the matrices that it is for."""
     sizes: dict[Any, dict[str, int]] = {}
     for name, view in matrices.items():
-        sizes.setdefault(settings[name]["rank"], {})[name] = view.size
+        rank = settings[name].get("rank", 1)  # a method may know one by itself
+        sizes.setdefault(rank, {})[name] = view.size
     for rank, found in sizes.items() or [(1, {})]:
         check_fits(rank, found)

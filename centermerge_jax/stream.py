@@ -1,5 +1,6 @@
 """Merging checkpoints on disk that do not fit into memory, as one function."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def merge(
       resume: Continue an unfinished merge into this output, if there is one.
       progress: Called with what is done and the share of it.
       **settings: Other fields of `centermerge_jax.recipe.Recipe`: base, rank, scale,
-        views, dtype, format, ....
+        views, dtype, format, ...; and further hyperparameters of the method.
 
     Returns:
       The manifest, as it is written beside the output.
@@ -69,6 +70,10 @@ def merge(
     else:
         named = inputs.items() if isinstance(inputs, Mapping) else None
         experts = [f"{n}={p}" for n, p in named] if named else [str(p) for p in inputs]
+        fields = {field.name for field in dataclasses.fields(Recipe)}
+        own = [f"{n}={x}" for n, x in settings.items() if n not in fields]
+        settings = {n: x for n, x in settings.items() if n in fields}
+        settings["set"] = (*settings.get("set", ()), *own)
         recipe = Recipe(experts=tuple(experts), **settings)
     return merge_planned(
         plan(recipe),

@@ -8,8 +8,9 @@ Floating leaves are merged. Everything else (integers, booleans, PRNG keys, func
 strings) is *carried*: it has to be equal in all experts and is passed on untouched.
 """
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,6 +60,33 @@ def named_leaves(tree: Params) -> dict[str, Any]:
     if doubled := [name for name, count in Counter(names).items() if count > 1]:
         raise StructureError(listing("{n} leaf name{s} used more than once", doubled))
     return dict(zip(names, (leaf for _, leaf in pairs), strict=True))
+
+
+def layer_of(leaf: str) -> tuple[str, int]:
+    """What stands before the first number in a leaf's name, and that number.
+
+    Without a number between `/` or `.` it is in no layer: its name, and -1.
+
+    Example:
+      >>> layer_of("encoder/blocks/3/mlp/kernel"), layer_of("norm/scale")
+      (('encoder/blocks', 3), ('norm/scale', -1))
+    """
+    found = re.match(r"((?:.*?[/.])?)([0-9]+)(?:[/.]|$)", leaf)
+    return (found[1].rstrip("/."), int(found[2])) if found else (leaf, -1)
+
+
+def layer_depths(leaves: Iterable[str]) -> dict[str, int]:
+    """How many layers each stack of layers has, by what stands before their numbers.
+
+    Example:
+      >>> layer_depths(["blocks/0/w", "blocks/1/w", "norm/scale"])
+      {'blocks': 2}
+    """
+    depths: dict[str, int] = {}
+    for prefix, layer in map(layer_of, leaves):
+        if layer >= 0:
+            depths[prefix] = max(depths.get(prefix, 0), layer + 1)
+    return depths
 
 
 def is_array(leaf: Any) -> bool:

@@ -26,8 +26,8 @@ class _Arguments(Recipe):
     says."""
 
     method: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """cart (the default), weight_average, task_arithmetic, truncated_task_arithmetic,
-    or ties."""
+    """cart (the default), weight_average, task_arithmetic, ties, tsv_m, iso_c, or any
+    other that `centermerge methods` lists."""
 
     rank: int | float | None = None
     """Directions kept of each matrix: 0.08 is 8 % of min(m, n), 1.0 is everything, and
@@ -49,6 +49,10 @@ class _Arguments(Recipe):
     keep: UseAppendAction[tuple[str, ...]] = ()
     """Regular expression; leaves whose whole name matches (a task head) are not merged
     but copied from the model that --keep-from names. Repeatable."""
+
+    set: UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE: a further hyperparameter of the method, as `centermerge methods
+    METHOD` shows them. Repeatable."""
 
     output: Annotated[str | None, arg(aliases=("-o",))] = None
     """The new checkpoint: a file if it ends in .safetensors, else a folder."""
@@ -143,6 +147,33 @@ class Plan(_Arguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Methods:
+    """List the merging methods, or show what one does and takes."""
+
+    method: Positional[str | None] = None
+    """Name of a method."""
+
+    json: bool = False
+    """Print JSON, for machines, instead of text."""
+
+    def run(self) -> None:
+        """Prints."""
+        from centermerge_jax.method_pages import as_json, one_method, overview
+        from centermerge_jax.methods import METHODS
+        from centermerge_jax.settings import find_method
+
+        if self.json:
+            chosen = METHODS
+            if self.method is not None:
+                chosen = {self.method: find_method(self.method)}
+            print(json.dumps(as_json(chosen), indent=2))
+        elif self.method is None:
+            print(overview(METHODS))
+        else:
+            print(one_method(self.method, find_method(self.method)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspect:
     """Show the leaves of a checkpoint: shapes, types, bytes, and whether finite."""
 
@@ -223,10 +254,11 @@ class Demo:
         run(FULL if self.full else QUICK, self.output)
 
 
-Command = Merge | Plan | Inspect | Evaluate | Heads | Convert | Demo
+Command = Merge | Plan | Methods | Inspect | Evaluate | Heads | Convert | Demo
 COMMANDS = {
     "merge": Merge,
     "plan": Plan,
+    "methods": Methods,
     "inspect": Inspect,
     "evaluate": Evaluate,
     "heads": Heads,

@@ -1,20 +1,17 @@
 """Task vectors around the pretrained parameters: whole, and truncated."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from centermerge_jax.elementwise import elementwise
-from centermerge_jax.errors import ParameterError
 from centermerge_jax.linalg import MEMORY, LowRank, Solver
+from centermerge_jax.matrixwise import Rest, check_rest, rest_scale
 from centermerge_jax.methods.truncated import merge_truncated
 from centermerge_jax.ranks import Rank
 from centermerge_jax.scales import leaf_scales
 from centermerge_jax.task_vectors import Experts, TaskVectors, check_dtype, subtract
 from centermerge_jax.trees import Params, base_name, named_experts, named_leaves
 from centermerge_jax.views import Views
-
-Rest = Literal["sum", "mean", "base"]
-RESTS: tuple[Rest, ...] = ("sum", "mean", "base")
 
 
 def task_arithmetic(
@@ -88,7 +85,8 @@ def truncated_task_arithmetic(
       views: Which leaves are matrices; `cm.views.auto` by default.
       rest: What becomes of leaves that are no matrices: `mean` takes the experts' mean
         (as CART does, so that only the matrices differ), `sum` adds the whole vectors
-        with the same scale, `base` leaves them pretrained.
+        with the same scale, `scaled_mean` their mean with that scale, `base` leaves
+        them pretrained.
       solver: As for `cm.truncated_svd`.
       dtype: Type of the result; the experts' by default.
       memory: Bytes for task vectors and work space at a time.
@@ -102,7 +100,7 @@ def truncated_task_arithmetic(
       Choi et al., "Revisiting Weight Averaging for Model Merging", 2024,
       arXiv:2412.12153, where it is the comparison "original task vectors".
     """
-    _check_rest(rest)
+    check_rest(rest)
     trees = named_experts(experts)
     tasks = tuple(trees)
     by_leaf = dict(
@@ -122,24 +120,19 @@ def truncated_task_arithmetic(
     )
 
 
-def rest_scales(tv: TaskVectors, *, scale: Any, rest: Rest) -> list[Any]:
-    """A scale for each leaf in tree order: `scale` for factors, else as `rest` says.
-
-    Raises:
-      ParameterError: `rest` is none of `sum`, `mean` and `base`.
-    """
-    _check_rest(rest)
-    return _with_rest(tv, leaf_scales(scale, tv.origin, tv.tasks), rest)
-
-
 def _with_rest(tv: TaskVectors, scales: list[Any], rest: Rest) -> list[Any]:
-    dense = {"mean": 1.0 / len(tv.tasks), "base": 0.0}
+    """A scale for each leaf in tree order: its own for factors, else as `rest` says."""
     return [
-        scale if isinstance(delta, LowRank) else dense.get(rest, scale)
+        scale if isinstance(delta, LowRank) else rest_scale(rest, scale, len(tv.tasks))
         for scale, (_, delta) in zip(scales, tv.flat().values(), strict=True)
     ]
 
 
-def _check_rest(rest: str) -> None:
-    if rest not in RESTS:
-        raise ParameterError(f"rest is one of {', '.join(RESTS)}; got {rest!r}")
+def rest_scales(tv: TaskVectors, *, scale: Any, rest: Rest) -> list[Any]:
+    """A scale for each leaf in tree order: `scale` for factors, else as `rest` says.
+
+    Raises:
+      ParameterError: `rest` is not one of `RESTS`.
+    """
+    check_rest(rest)
+    return _with_rest(tv, leaf_scales(scale, tv.origin, tv.tasks), rest)

@@ -1,31 +1,25 @@
 """TIES: task vectors trimmed, and averaged where they agree in sign."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from centermerge_jax.elementwise import BLOCK, elementwise, widened
-from centermerge_jax.errors import ParameterError
 from centermerge_jax.host_memory import on_host
 from centermerge_jax.magnitudes import check_share, kept, magnitude_thresholds
-from centermerge_jax.scales import leaf_scales
+from centermerge_jax.methods.magmax import one_scale
+from centermerge_jax.methods.passes import Rows, whole_rows
 from centermerge_jax.task_vectors import Experts, check_dtype
 from centermerge_jax.trees import (
     Params,
-    align,
     base_name,
     compute_dtype,
     dtype_of,
-    is_merged,
     named_experts,
 )
-
-Rows = Callable[[], Iterable[Sequence[Any]]]
-"""Goes once through all floating leaves, or pieces of them: those of each expert, and
-last that of the base."""
 
 
 def ties(
@@ -78,15 +72,12 @@ def ties(
     tasks = tuple(trees)
     name = base_name(trees)
     trees = trees | {name: base}
-    scales = leaf_scales(scale, base, tasks)
-    if any(np.ndim(each) for each in scales):
-        raise ParameterError("scale is one number for all tasks: their mean is scaled")
+    scales = one_scale(scale, base, tasks)
     found = {"thresholds": thresholds, "majority": majority}
     if thresholds is None or majority is None:
-        _, leaves = align(trees, any_dtype=(name,))
-        rows = [row for row in leaves.values() if is_merged(row[0])]
-        host = all(on_host(leaf) for row in rows for leaf in row)
-        found = (ties_statistics if host else _on_device)(lambda: rows, density=density)
+        rows = whole_rows(experts, base)
+        host = all(on_host(leaf) for _, row in rows() for leaf in row)
+        found = (ties_statistics if host else _on_device)(rows, density=density)
     return elementwise(
         functools.partial(_merge, **found),
         trees,
@@ -96,7 +87,7 @@ def ties(
     )
 
 
-def ties_statistics(rows: Rows, *, density: float) -> dict[str, Any]:
+def ties_statistics(rows: Rows, *, density: float = 0.2) -> dict[str, Any]:
     """What TIES has to know of the whole task vectors, from three passes.
 
     Args:
@@ -117,7 +108,7 @@ def ties_statistics(rows: Rows, *, density: float) -> dict[str, Any]:
 
 def _deltas(rows: Rows) -> Iterator[list[np.ndarray]]:
     """Blocks of the task vectors that fit into a cache."""
-    for row in rows():
+    for _, row in rows():
         dtype = compute_dtype(dtype_of(row[0]))
         flat = [np.asarray(leaf).reshape(-1) for leaf in row]
         for start in range(0, flat[0].size, BLOCK):
@@ -128,7 +119,8 @@ def _deltas(rows: Rows) -> Iterator[list[np.ndarray]]:
 
 def _on_device(rows: Rows, *, density: float) -> dict[str, Any]:
     """The same for arrays that are traced, or on an accelerator: by sorting."""
-    deltas = [[x - base for x in experts] for *experts, base in map(widened, rows())]
+    wide = [widened(row) for _, row in rows()]
+    deltas = [[x - base for x in experts] for *experts, base in wide]
     thresholds = []
     for own in zip(*deltas, strict=True):
         sizes = [jnp.abs(x.astype(jnp.float32)).reshape(-1) for x in own]

@@ -60,7 +60,7 @@ def weight_average(
     trees = named_experts(experts)
     shares = None
     if weights is not None:
-        shares = [_shares(weights, tuple(trees))] * len(
+        shares = [task_shares(weights, tuple(trees))] * len(
             named_leaves(next(iter(trees.values())))
         )
     return elementwise(_mean, trees, given=shares, dtype=dtype)
@@ -76,7 +76,7 @@ def _mean(trees: Sequence[Any], shares: Any) -> Any:
     )
 
 
-def _shares(weights: Any, tasks: Sequence[str]) -> Any:
+def task_shares(weights: Any, tasks: Sequence[str]) -> Any:
     """The weights in the order of the tasks, divided by their sum."""
     if isinstance(weights, Mapping):
         if unknown := [str(name) for name in weights if name not in tasks]:

@@ -40,6 +40,9 @@ class MatrixView:
       parts: Matrices of equal size that lie next to each other in the leaf, as fused
         queries, keys and values do; they count as a batch, after the batch axes.
       side: Along which side those parts lie.
+      inputs: The side that the layer's inputs are multiplied with: rows of a Flax
+        kernel, columns of a PyTorch weight. Truncating does not mind; methods that tell
+        inputs from outputs do.
 
     Example:
       >>> view = MatrixView((64, 4, 16), rows=(0,), cols=(1, 2))
@@ -54,6 +57,7 @@ class MatrixView:
     join: Join | None = None
     parts: int = 1
     side: Side = "rows"
+    inputs: Side = "rows"
 
     def _length(self, axes: tuple[int, ...], side: Side) -> int:
         length = math.prod(self.shape[axis] for axis in axes)

@@ -69,6 +69,16 @@ _MATRICES = (
     Rule(_IN + r"(?:kernel|weight|\w+_weight)", rows=(0,), cols=(1,), ndim=2),
 )
 
+_CONV1D = Rule(
+    _IN + r"(?:[cq]_attn|c_fc|c_proj)[./]weight",
+    rows=(0,),
+    cols=(1,),
+    ndim=2,
+    inputs="rows",
+)
+"""GPT-2's layers in PyTorch, which alone have inputs as rows. OpenCLIP calls ordinary
+layers `c_fc` and `c_proj` too, but has no `c_attn`."""
+
 _JOINED = tuple(
     Rule(
         rf"(?i)((?:.*[./])?){_QKV}[./]{leaf}",
@@ -199,6 +209,11 @@ def _preset(
     known_as = {name.removesuffix("/value"): name for name in shapes}
     if len(known_as) < len(shapes):
         known_as = {name: name for name in shapes}
+    if any(
+        re.fullmatch(_IN + r"c_attn[./]weight", name) and shape[-1] == 3 * shape[-2]
+        for name, shape in shapes.items()
+    ):
+        rules = (*_NOT_MATRICES, _CONV1D, *rules)
     table, _ = apply_rules(
         rules,
         {short: shapes[name] for short, name in known_as.items()},

@@ -25,6 +25,9 @@ class Rule:
         pattern) gives the same text are parts of one matrix, in tree order.
       parts: If given, the leaf is so many matrices of equal size.
       side: Along which side joined leaves, or parts, lie next to each other.
+      inputs: The side that the layer's inputs are multiplied with; by default `cols`
+        for leaves called `weight` or `..._weight`, as in PyTorch, and `rows` for all
+        others, as in Flax.
 
     Example:
       >>> rule = Rule(r".*/kernel", rows=(0,), cols=(1,))
@@ -40,6 +43,7 @@ class Rule:
     join: str | None = None
     parts: int = 1
     side: Side = "cols"
+    inputs: Side | None = None
 
     def __post_init__(self):
         """Refuses what cannot be a rule before any leaf is looked at."""
@@ -52,11 +56,12 @@ class Rule:
                 f"view rule {self.pattern!r}: a matrix has rows and columns, got "
                 f"rows={self.rows} cols={self.cols}; leave out both for 'no matrix'"
             )
-        if self.side not in ("rows", "cols"):
-            raise ViewError(
-                f"view rule {self.pattern!r}: side is 'rows' or 'cols', not "
-                f"{self.side!r}"
-            )
+        for key, value in (("side", self.side), ("inputs", self.inputs or "rows")):
+            if value not in ("rows", "cols"):
+                raise ViewError(
+                    f"view rule {self.pattern!r}: {key} is 'rows' or 'cols', not "
+                    f"{value!r}"
+                )
         if self.parts < 1 or (self.parts > 1 and (self.join or not self.rows)):
             raise ViewError(
                 f"view rule {self.pattern!r}: parts is at least 1, of a matrix, and "
@@ -98,7 +103,8 @@ class Rule:
                 raise ViewError(
                     f"view rule {self.pattern!r}: join {self.join!r}: {error}"
                 ) from None
-        whole = MatrixView(tuple(shape), rows, cols, batch, join)
+        inputs = self.inputs or ("cols" if name.endswith("weight") else "rows")
+        whole = MatrixView(tuple(shape), rows, cols, batch, join, inputs=inputs)
         length = whole.m if self.side == "rows" else whole.n
         if length % self.parts:
             raise ViewError(
@@ -189,7 +195,12 @@ def _place_joined(
             groups[view.join.group][name] = view
     for group, members in groups.items():
         fits = {
-            (v.join and v.join.side, v.batch_shape, v.m if v.joins_cols else v.n)
+            (
+                v.join and v.join.side,
+                v.batch_shape,
+                v.m if v.joins_cols else v.n,
+                v.inputs,
+            )
             for v in members.values()
         }
         if len(fits) > 1:

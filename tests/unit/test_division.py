@@ -34,7 +34,7 @@ def shapes(layers, width):
     }
 
 
-def divided(layers, width, most, *, scope="leaf", settings=None, divisible=True):
+def divided(layers, width, most, *, scope="matrix", settings=None, divisible=True):
     leaves = {n: LeafInfo(s, F32) for n, s in shapes(layers, width).items()}
     tree = {n: np.broadcast_to(np.float32(0), s.shape) for n, s in leaves.items()}
     views = resolve(tree, RULES)
@@ -67,7 +67,7 @@ def check_whole(leaves, parts):
     layers=st.integers(1, 7),
     width=st.integers(1, 9),
     most=st.integers(1, 5000),
-    scope=st.sampled_from(["element", "leaf", "tree"]),
+    scope=st.sampled_from(["element", "matrix", "tree"]),
     divisible=st.booleans(),
 )
 def test_nothing_is_lost_or_twice(layers, width, most, scope, divisible):

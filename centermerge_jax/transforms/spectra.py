@@ -1,0 +1,104 @@
+"""What is done to singular values and to the frames of several tasks' vectors.
+
+Functions of one matrix: `[out, in]`, of several tasks `[tasks, out, in]`, or of their
+factors. They are traced by JAX.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.lax import Precision
+from jaxtyping import Array, Float
+
+from centermerge_jax.linalg import LowRank, polar
+from centermerge_jax.transforms.masks import masked
+
+
+def beside(u: Float[Array, "tasks m k"]) -> Float[Array, "m all"]:
+    """The columns of all tasks next to each other.
+
+    Example:
+      >>> beside(jnp.arange(4.0).reshape(2, 2, 1))
+      Array([[0., 2.],
+             [1., 3.]], dtype=float32)
+    """
+    return jnp.moveaxis(u, 0, 1).reshape(u.shape[1], -1)
+
+
+def common_frames(
+    factors: LowRank,
+) -> tuple[Float[Array, "m all"], Float[Array, "all n"]]:
+    """The nearest orthonormal frames to the singular vectors of all tasks together.
+
+    Where there are more vectors than dimensions their rows, not their columns, are
+    orthonormal. Tasks that share directions leave fewer than there are vectors: then
+    it is the frame of what there is, as `isometry` has it.
+
+    Args:
+      factors: Of each task, `[tasks, ...]`.
+
+    Returns:
+      The left vectors as columns, and the right ones as rows, task after task.
+
+    References:
+      Gargiulo et al., "Task Singular Vectors", 2024, arXiv:2412.00081: whitening by the
+      orthogonal Procrustes problem.
+    """
+    rows = factors.vh.reshape(-1, factors.vh.shape[-1])
+    return isometry(beside(factors.u)), isometry(rows)
+
+
+def isometry(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
+    """The polar factor without what it would make up for directions that x lacks.
+
+    `polar` completes it by arbitrary directions; here they are left out, so that the
+    result is orthonormal on the span of x only and unique.
+
+    Example:
+      >>> isometry(jnp.array([[2.0, 0.0], [0.0, 0.0]])) + 0.0
+      Array([[1., 0.],
+             [0., 0.]], dtype=float32)
+    """
+    frame = polar(x)
+    shared = max(x.shape) * jnp.finfo(x.dtype).eps
+
+    def without() -> Array:
+        u, _, vh = svd(x)
+        return jnp.matmul(u, vh, precision=Precision.HIGHEST)
+
+    return jax.lax.cond(frame.smallest > shared, lambda: frame.q, without)
+
+
+def product(
+    u: Float[Array, "*batch m k"], s: Float[Array, "*batch k"], vh: Any
+) -> Float[Array, "*batch m n"]:
+    """`u @ diag(s) @ vh`."""
+    return jnp.matmul(u * s[..., None, :], vh, precision=Precision.HIGHEST)
+
+
+def svd(x: Any) -> tuple[Array, Array, Array]:
+    """The full decomposition; values within rounding are 0, and so are their vectors.
+
+    Those are arbitrary, and a map that gives them a value would make up directions.
+
+    Example:
+      >>> u, s, vh = svd(jnp.ones((2, 2)))
+      >>> s.round(3) + 0.0, product(u, jnp.ones(2), vh).round(3)
+      (Array([2., 0.], dtype=float32), Array([[0.5, 0.5],
+             [0.5, 0.5]], dtype=float32))
+    """
+    u, s, vh = jnp.linalg.svd(x, full_matrices=False)
+    there = s > max(x.shape[-2:]) * jnp.finfo(s.dtype).eps * s[..., :1]
+    s = jnp.where(there, s, 0)
+    return masked(u, there[..., None, :]), s, masked(vh, there[..., :, None])
+
+
+def flat(s: Float[Array, " k"]) -> Float[Array, " k"]:
+    """Singular values all set to their mean, but for those that are zero.
+
+    Example:
+      >>> flat(jnp.array([4.0, 2.0, 0.0]))
+      Array([2., 2., 0.], dtype=float32)
+    """
+    return jnp.where(s > 0, s.mean(), 0)
