@@ -13,11 +13,18 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.host_memory import on_host
-from centermerge_jax.linalg import MEMORY, LowRank, Solver, check_solver
+from centermerge_jax.linalg import (
+    MEMORY,
+    LowRank,
+    Solver,
+    check_solver,
+    record_frames,
+)
 from centermerge_jax.parts import Leaves, in_parts
 from centermerge_jax.ranks import Rank, check_fits, resolve_rank
 from centermerge_jax.scales import leaf_scales
@@ -29,6 +36,7 @@ from centermerge_jax.task_vectors import (
     subtract,
 )
 from centermerge_jax.transforms import truncate
+from centermerge_jax.transforms.spectra import absent
 from centermerge_jax.trees import Params, base_name, named_experts, named_leaves
 from centermerge_jax.views import MatrixView, Table, Views, groups, resolve
 
@@ -38,9 +46,10 @@ RESTS: tuple[Rest, ...] = ("sum", "mean", "scaled_mean", "base")
 scaled; the experts' mean; the base and the mean of their task vectors, scaled; the
 base."""
 
-Function = Callable[..., Float[Array, "out in"]]
+Function = Callable[..., Any]
 """From the task vectors of one matrix, an array `[tasks, out, in]` or their `LowRank`
-factors, to its merged one. It is traced by JAX."""
+factors, to its merged one; or to that and the smallest singular value of frames that
+were made orthogonal, for the record. It is traced by JAX."""
 
 Share = Rank | Callable[[int], int]
 """A rank, or a function from `min(m, n)` to a number of directions."""
@@ -179,7 +188,9 @@ def matrixwise(
             lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x, axis=1),
             *(arrays for _, arrays in found),
         )
-        result = _apply(function, stacked, tuple(sorted((how or {}).items())))
+        result = _recorded(
+            _apply(function, stacked, tuple(sorted((how or {}).items())))
+        )
         ends = np.cumsum(lengths)
         for (names, _), stop, length in zip(found, ends, lengths, strict=True):
             own = result[stop - length : stop]
@@ -296,12 +307,23 @@ def _apply(function: Function, arrays: Any, how: tuple[tuple[str, Any], ...]) ->
     if not all(map(on_host, every)):
         return _at_once(function, arrays, how)
     count = every[0].shape[1]
-    return jnp.stack(
-        [
-            _one(function, jax.tree.map(lambda x: x[:, i], arrays), how)  # noqa: B023  called at once
-            for i in range(count)
-        ]
-    )
+    found = [
+        _one(function, jax.tree.map(lambda x: x[:, i], arrays), how)  # noqa: B023  called at once
+        for i in range(count)
+    ]
+    return jax.tree.map(lambda *x: jnp.stack(x), *found)
+
+
+def _recorded(result: Any) -> Float[Array, "count out in"]:
+    """The merged matrices, after what is known of their frames went to the record."""
+    if not isinstance(result, tuple):
+        return result
+    merged, smallest = result
+    if not isinstance(smallest, Tracer):
+        m, n = merged.shape[-2:]
+        lack = absent((m, n), merged.dtype)
+        record_frames(np.asarray(smallest), m=m, n=n, lack=lack)
+    return merged
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

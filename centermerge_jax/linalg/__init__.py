@@ -6,7 +6,12 @@ products, whatever the storage type.
 
 from centermerge_jax.linalg.frames import Frame, orthonormalize, polar, project
 from centermerge_jax.linalg.low_rank import LowRank
-from centermerge_jax.linalg.report import SolveRecord, SvdReport, recorded_solves
+from centermerge_jax.linalg.report import (
+    SolveRecord,
+    SvdReport,
+    record_frames,
+    recorded_solves,
+)
 from centermerge_jax.linalg.solved import Solved, workspace
 from centermerge_jax.linalg.svd import (
     BYTES_PER_NUMBER,
@@ -37,6 +42,7 @@ __all__ = [
     "orthonormalize",
     "polar",
     "project",
+    "record_frames",
     "recorded_solves",
     "solve",
     "svd_report",

@@ -25,9 +25,10 @@ class SolveRecord:
       m: Their rows.
       n: Their columns.
       k: Directions kept of each.
-      solver: The solver that was used.
+      solver: The solver that was used; `polar` for frames of several tasks that were
+        made orthogonal.
       fell_back: How many of them it could not bring below the tolerance, so that they
-        were decomposed fully.
+        were decomposed fully; how many frames lack directions, as tasks share them.
       error: The largest estimated error among them.
       products: The most products with a Gram matrix that one of them took.
     """
@@ -79,6 +80,27 @@ def record(solved: Any, *, m: int, n: int, solver: str) -> None:
                 products=int(np.max(solved.products)),
             )
         )
+
+
+def record_frames(
+    smallest: Float[np.ndarray, " count"], *, m: int, n: int, lack: float
+) -> None:
+    """Adds frames that were made orthogonal to the record, if one is being kept.
+
+    Args:
+      smallest: Smallest singular value of each matrix relative to its largest, of the
+        left and right frame the smaller one.
+      m: Rows of the merged matrices.
+      n: Their columns.
+      lack: Value up to which a direction counts as absent.
+    """
+    solves = _recorder.get()
+    if solves is not None and smallest.size:
+        absent = smallest <= lack
+        least = float(np.min(smallest, where=~absent, initial=1.0))
+        error = float(np.finfo(smallest.dtype).eps) / least
+        found = (int(smallest.size), m, n, min(m, n), "polar", int(absent.sum()))
+        solves.append(SolveRecord(*found, error=error, products=0))
 
 
 @dataclass(frozen=True)

@@ -74,15 +74,17 @@ def dc_merge(
     )
 
 
-def _in_common_frames(factors: LowRank, *, keep: float) -> Float[Array, "out in"]:
-    u, vh = common_frames(factors)
+def _in_common_frames(
+    factors: LowRank, *, keep: float
+) -> tuple[Float[Array, "out in"], Float[Array, ""]]:
+    u, vh, smallest = common_frames(factors)
     left = _matmul(u.mT[None], factors.u) * factors.s[:, None, :]
     entries = _matmul(left, _matmul(factors.vh, vh.mT[None]))
     merged = disjoint_mean(masked(entries, largest(entries, share=keep)))
     tasks, k = factors.s.shape
     own = jnp.arange(tasks * k) // k
     blocks = own[:, None] == own[None, :]
-    return _matmul(_matmul(u, masked(merged, blocks)), vh)
+    return _matmul(_matmul(u, masked(merged, blocks)), vh), smallest
 
 
 def _matmul(a: Any, b: Any) -> Array:

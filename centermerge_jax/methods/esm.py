@@ -168,7 +168,7 @@ def _matrix_name(leaf: str, view: MatrixView) -> str:
 
 def _level(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
     """The isometry of a matrix, as long as its singular values are on average."""
-    return isometry(x) * jnp.linalg.svd(x, compute_uv=False).mean()
+    return isometry(x)[0] * jnp.linalg.svd(x, compute_uv=False).mean()
 
 
 def _relative(x: Any) -> Any:

@@ -124,7 +124,7 @@ def flattened_sum(x: Float[Array, "tasks out in"]) -> Float[Array, "out in"]:
 
 def _common_and_specific(
     x: Float[Array, "tasks out in"], *, common: float
-) -> Float[Array, "out in"]:
+) -> tuple[Float[Array, "out in"], Float[Array, ""]]:
     tasks, size = len(x), min(x.shape[1:])
     own = round((size - int(common * size)) / tasks)
     shared = size - tasks * own
@@ -136,6 +136,7 @@ def _common_and_specific(
     us, ss, vhs = svd(rest)
     us, ss, vhs = us[..., :own], ss[..., :own], vhs[:, :own]
     every = jnp.concatenate([ss.reshape(-1), s])
-    left = isometry(jnp.concatenate([beside(us), u], axis=1))
-    right = isometry(jnp.concatenate([vhs.reshape(-1, vh.shape[-1]), vh]))
-    return product(left, flat(every), right)
+    left, of_left = isometry(jnp.concatenate([beside(us), u], axis=1))
+    rows = jnp.concatenate([vhs.reshape(-1, vh.shape[-1]), vh])
+    right, of_right = isometry(rows)
+    return product(left, flat(every), right), jnp.minimum(of_left, of_right)

@@ -87,7 +87,7 @@ def _calibrated(
     else:
         k = max(1, min(x.shape[1:]) // tasks)
         u, s, vh = svd(x)
-        merged = whitened(LowRank(u[..., :k], s[:, :k], vh[:, :k]))
+        merged, _ = whitened(LowRank(u[..., :k], s[:, :k], vh[:, :k]))
     u, s, vh = svd(merged)
     own = jnp.einsum("or,toi->tri", u, x, precision=Precision.HIGHEST)
     inner = scale * jnp.einsum("ri,tri->tr", s[:, None] * vh, own)

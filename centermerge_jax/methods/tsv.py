@@ -180,11 +180,14 @@ def only(experts: Experts, task: str) -> dict[str, Params]:
     return {task: trees[task]}
 
 
-def whitened(factors: LowRank) -> Float[Array, "out in"]:
+def whitened(factors: LowRank) -> tuple[Float[Array, "out in"], Float[Array, ""]]:
     """The sum of truncated matrices in frames orthogonal to each other.
 
     Args:
       factors: Of each task, `[tasks, ...]`.
+
+    Returns:
+      It, and how near the frames are to lacking a direction.
     """
-    u, vh = common_frames(factors)
-    return product(u, factors.s.reshape(-1), vh)
+    u, vh, smallest = common_frames(factors)
+    return product(u, factors.s.reshape(-1), vh), smallest

@@ -28,7 +28,7 @@ def beside(u: Float[Array, "tasks m k"]) -> Float[Array, "m all"]:
 
 def common_frames(
     factors: LowRank,
-) -> tuple[Float[Array, "m all"], Float[Array, "all n"]]:
+) -> tuple[Float[Array, "m all"], Float[Array, "all n"], Float[Array, ""]]:
     """The nearest orthonormal frames to the singular vectors of all tasks together.
 
     Where there are more vectors than dimensions their rows, not their columns, are
@@ -39,35 +39,43 @@ def common_frames(
       factors: Of each task, `[tasks, ...]`.
 
     Returns:
-      The left vectors as columns, and the right ones as rows, task after task.
+      The left vectors as columns, and the right ones as rows, task after task; and how
+      near they are to lacking a direction, as `isometry` has it.
 
     References:
       Gargiulo et al., "Task Singular Vectors", 2024, arXiv:2412.00081: whitening by the
       orthogonal Procrustes problem.
     """
     rows = factors.vh.reshape(-1, factors.vh.shape[-1])
-    return isometry(beside(factors.u)), isometry(rows)
+    left, of_left = isometry(beside(factors.u))
+    right, of_right = isometry(rows)
+    return left, right, jnp.minimum(of_left, of_right)
 
 
-def isometry(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
+def isometry(x: Float[Array, "m n"]) -> tuple[Float[Array, "m n"], Float[Array, ""]]:
     """The polar factor without what it would make up for directions that x lacks.
 
     `polar` completes it by arbitrary directions; here they are left out, so that the
     result is orthonormal on the span of x only and unique.
 
+    Returns:
+      It, and the smallest singular value of x relative to its largest, up to `absent`
+      where directions were left out.
+
     Example:
-      >>> isometry(jnp.array([[2.0, 0.0], [0.0, 0.0]])) + 0.0
+      >>> isometry(jnp.array([[2.0, 0.0], [0.0, 0.0]]))[0] + 0.0
       Array([[1., 0.],
              [0., 0.]], dtype=float32)
     """
     frame = polar(x)
-    shared = max(x.shape) * jnp.finfo(x.dtype).eps
 
     def without() -> Array:
         u, _, vh = svd(x)
         return jnp.matmul(u, vh, precision=Precision.HIGHEST)
 
-    return jax.lax.cond(frame.smallest > shared, lambda: frame.q, without)
+    least = absent(x.shape, x.dtype)
+    q = jax.lax.cond(frame.smallest > least, lambda: frame.q, without)
+    return q, frame.smallest
 
 
 def product(
@@ -89,9 +97,14 @@ def svd(x: Any) -> tuple[Array, Array, Array]:
              [0.5, 0.5]], dtype=float32))
     """
     u, s, vh = jnp.linalg.svd(x, full_matrices=False)
-    there = s > max(x.shape[-2:]) * jnp.finfo(s.dtype).eps * s[..., :1]
+    there = s > absent(x.shape, s.dtype) * s[..., :1]
     s = jnp.where(there, s, 0)
     return masked(u, there[..., None, :]), s, masked(vh, there[..., :, None])
+
+
+def absent(shape: tuple[int, ...], dtype: Any) -> float:
+    """Share of the largest singular value up to which others are rounding errors."""
+    return max(shape[-2:]) * float(jnp.finfo(dtype).eps)
 
 
 def flat(s: Float[Array, " k"]) -> Float[Array, " k"]:
