@@ -43,6 +43,11 @@ if TYPE_CHECKING:
         truncated_task_arithmetic as truncated_task_arithmetic,
     )
     from centermerge_jax.methods import weight_average as weight_average
+    from centermerge_jax.statistics import fisher_statistics as fisher_statistics
+    from centermerge_jax.statistics import gram_statistics as gram_statistics
+    from centermerge_jax.statistics import merged_prefix_grams as merged_prefix_grams
+    from centermerge_jax.statistics import read_statistics as read_statistics
+    from centermerge_jax.statistics import write_statistics as write_statistics
     from centermerge_jax.task_vectors import TaskVectors as TaskVectors
     from centermerge_jax.task_vectors import center as center
     from centermerge_jax.task_vectors import combine as combine
@@ -71,9 +76,13 @@ _HOMES = {
     "center": "task_vectors",
     "center_factors": "low_rank_experts",
     "combine": "task_vectors",
+    "fisher_statistics": "statistics",
+    "gram_statistics": "statistics",
+    "merged_prefix_grams": "statistics",
     "orthonormalize": "linalg",
     "polar": "linalg",
     "project": "linalg",
+    "read_statistics": "statistics",
     "recorded_solves": "linalg",
     "select": "task_vectors",
     "subtract": "task_vectors",
@@ -85,6 +94,7 @@ _HOMES = {
     "truncated_svd": "linalg",
     "truncated_task_arithmetic": "methods",
     "weight_average": "methods",
+    "write_statistics": "statistics",
 }
 _MODULES = ("stream", "views")
 
@@ -105,9 +115,13 @@ __all__ = [
     "center",
     "center_factors",
     "combine",
+    "fisher_statistics",
+    "gram_statistics",
+    "merged_prefix_grams",
     "orthonormalize",
     "polar",
     "project",
+    "read_statistics",
     "recorded_solves",
     "select",
     "stream",
@@ -121,6 +135,7 @@ __all__ = [
     "truncated_task_arithmetic",
     "views",
     "weight_average",
+    "write_statistics",
 ]
 
 

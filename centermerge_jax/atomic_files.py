@@ -2,13 +2,18 @@
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from centermerge_jax.errors import CheckpointError
 
 
-def write_whole(path: Path, raw: bytes) -> None:
+def write_whole(path: Path, raw: bytes | Iterable[bytes | memoryview]) -> None:
     """Writes a file: whoever looks sees what was there before, or all that is new.
+
+    Args:
+      path: The file.
+      raw: What it is to hold, as a whole or in pieces.
 
     Raises:
       CheckpointError: The folder is missing or cannot be written to, or the disk is
@@ -19,7 +24,7 @@ def write_whole(path: Path, raw: bytes) -> None:
         written = Path(name)
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(raw)
+                stream.writelines([raw] if isinstance(raw, bytes) else raw)
                 stream.flush()
                 os.fsync(stream.fileno())
             written.chmod(0o644)  # a temporary file is its owner's alone

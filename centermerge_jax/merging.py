@@ -37,6 +37,7 @@ from centermerge_jax.division import Part
 from centermerge_jax.errors import listing
 from centermerge_jax.host_memory import Arena, cores, give_back
 from centermerge_jax.linalg import recorded_solves
+from centermerge_jax.merge_statistics import describe_statistics, part_arguments
 from centermerge_jax.planning import Plan, cast, check_memory
 from centermerge_jax.progress import Report, silent, size_text
 from centermerge_jax.ranks import resolve_rank
@@ -114,6 +115,7 @@ def merge(
             command=command,
         )
         manifest["warnings"] = list(todo.warnings)
+        manifest["statistics"] = describe_statistics(todo.statistics)
         manifest["solves"] = [solve for note in notes for solve in note["solves"]]
         progress("publishing", 1.0)
         objects = {name: x for note in notes for name, x in note["objects"].items()}
@@ -260,7 +262,19 @@ def _read(
             digests.setdefault(name, {})[leaf] = value
             problems += faults
     _refuse_non_finite(problems)
+    _refuse_other_experts(todo, part, digests)
     return trees, digests
+
+
+def _refuse_other_experts(
+    todo: Plan, part: Part, digests: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Checks that statistics are of the experts that are merged, from whole leaves."""
+    for name, known in todo.statistics.items():
+        model = todo.models[name]
+        whole = {p.leaf for p in part.pieces if p.shape == model.leaves[p.leaf].shape}
+        own = {x: value for x, value in digests.get(name, {}).items() if x in whole}
+        known.refuse_other(name, model, own)
 
 
 def _check(name: str, leaf: str, value: Any) -> tuple[str, list[str]]:
@@ -292,13 +306,15 @@ def _merge_part(
             result = cast(result, np.dtype(recipe.dtype))
     else:
         experts, base = _experts_and_base(todo, trees)
-        arguments = {**_arguments(todo, part), **given}
+        method, merged = find_method(recipe.method), todo.leaves.merged
+        known = part_arguments(todo.statistics, method, part, merged, experts)
+        arguments = {**_arguments(todo, part), **given, **known}
         with recorded_solves() as solves:
-            result = find_method(recipe.method).function(experts, *base, **arguments)
-    merged = {name: _stored(todo, name, leaf) for name, leaf in result.items()}
+            result = method.function(experts, *base, **arguments)
+    leaves = {name: _stored(todo, name, leaf) for name, leaf in result.items()}
     # A narrow type may overflow where the inputs did not.
-    _refuse_non_finite(non_finite("the merged model", merged))
-    return merged, [dataclasses.asdict(solve) for solve in solves]
+    _refuse_non_finite(non_finite("the merged model", leaves))
+    return leaves, [dataclasses.asdict(solve) for solve in solves]
 
 
 def _arguments(todo: Plan, part: Part) -> dict[str, Any]:
@@ -356,7 +372,7 @@ def _identity(todo: Plan, kind: Format) -> dict[str, Any]:
     recipe = dataclasses.asdict(todo.recipe)
     files = {
         f"file {file}": f"{size} bytes, changed at {file.stat().st_mtime_ns} ns"
-        for model in _inputs(todo).values()
+        for model in _opened(todo)
         for file, size in model.files.items()
     }
     files |= {
@@ -381,7 +397,7 @@ def _identity(todo: Plan, kind: Format) -> dict[str, Any]:
 def _files(todo: Plan) -> dict[str, tuple[int, ...]]:
     """What tells whether an input is still the same file with the same content."""
     found = {}
-    for model in _inputs(todo).values():
+    for model in _opened(todo):
         for file in model.files:
             if not file.exists():
                 found[str(file)] = ()
@@ -398,6 +414,12 @@ def _inputs(todo: Plan) -> dict[str, Checkpoint]:
     if todo.keeper is not None:
         inputs[str(todo.recipe.keep_from)] = todo.keeper
     return inputs
+
+
+def _opened(todo: Plan) -> list[Checkpoint]:
+    """All files and folders that are read."""
+    measured = (one.checkpoint for one in todo.statistics.values())
+    return [*_inputs(todo).values(), *measured]
 
 
 def _digests(notes: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -53,6 +53,7 @@ class Needs:
       workspace: For one matrix that is solved.
       workers: Matrices that are solved at a time.
       ahead: Whether the next part is read while one is merged.
+      data: For each number, where the method takes statistics of the experts' data.
     """
 
     runtime: int
@@ -65,6 +66,7 @@ class Needs:
     workspace: int
     workers: int
     ahead: bool = True
+    data: int = 0
 
     @classmethod
     def of(
@@ -141,7 +143,7 @@ class Needs:
 
     def most(self, memory: int) -> int:
         """Numbers of one model in a part, so that all fits into memory."""
-        each = self._moved + max(self.dense, self.matrices)
+        each = self._moved + max(self.dense, self.matrices) + self.data
         left = memory - self.runtime - self.workers * self.workspace
         return max(LEAST, min(left // each, AT_ONCE // self.stored))
 

@@ -16,6 +16,7 @@ from centermerge_jax.division import Part, copies, divide
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.leaf_selection import Leaves, sort_leaves
 from centermerge_jax.linalg import Solver, choose_solver
+from centermerge_jax.merge_statistics import find_statistics, number_bytes, part_bytes
 from centermerge_jax.methods import Method
 from centermerge_jax.model_inputs import adapters, open_experts, open_model
 from centermerge_jax.needs import Needs
@@ -23,6 +24,7 @@ from centermerge_jax.ranks import resolve_rank
 from centermerge_jax.recipe import Recipe, parse_size
 from centermerge_jax.settings import find_method, leaf_hyperparameters
 from centermerge_jax.settings import hyperparameters as shared
+from centermerge_jax.statistics import Statistics
 from centermerge_jax.trees import align, compute_dtype, is_merged
 from centermerge_jax.views import MatrixView, Row, Table, resolve, rows
 
@@ -51,6 +53,7 @@ class Plan:
       needs: How its bytes are reckoned.
       peak_bytes: Those that it is expected to take at most.
       warnings: What is allowed but perhaps not meant.
+      statistics: Of each expert's data, where the method needs them.
     """
 
     recipe: Recipe
@@ -68,6 +71,7 @@ class Plan:
     needs: Needs
     peak_bytes: int
     warnings: tuple[str, ...]
+    statistics: Mapping[str, Statistics]
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -95,6 +99,7 @@ def plan(recipe: Recipe) -> Plan:
         for name, checkpoint in models.items()
     }
     align(headers, any_dtype=("base",))
+    statistics = find_statistics(recipe, method, experts, leaves.merged)
     first = next(iter(headers.values()))
     table: dict[str, MatrixView | None] = {}
     if "views" in hyperparameters:
@@ -109,6 +114,7 @@ def plan(recipe: Recipe) -> Plan:
     kept = {name: keeper.leaves[name] for name in leaves.kept} if keeper else {}
     memory = parse_size(recipe.memory or MEMORY, of="--memory")
     needs = Needs.of(recipe, method, list(models.values()), merged, table, settings)
+    needs = replace(needs, data=number_bytes(statistics, merged))
     divisible = all(model.fetch_range for model in models.values())
     parts, peak = [], 0
     for needs in needs.thriftier():  # noqa: B020  the first that fits, or the last
@@ -122,7 +128,7 @@ def plan(recipe: Recipe) -> Plan:
             divisible=divisible,
         )
         parts += copies(kept, most=most, divisible=bool(keeper and keeper.fetch_range))
-        peak = max(needs.bytes(part) for part in parts)
+        peak = max(needs.bytes(p) + part_bytes(statistics, p.pieces) for p in parts)
         if peak <= memory:
             break
     outputs = {name: _output(recipe, info) for name, info in (merged | kept).items()}
@@ -150,6 +156,7 @@ def plan(recipe: Recipe) -> Plan:
         needs=needs,
         peak_bytes=peak,
         warnings=tuple(_warnings(recipe, method, experts)),
+        statistics=statistics,
     )
 
 

@@ -98,6 +98,8 @@ class Recipe:
         state/params.
       names: MODEL=FILE: the leaves of that model, an expert or 'base', are called as
         the file says.
+      statistics: NAME=FILE for each expert: what `centermerge statistics` measured of
+        it, for methods that need to know inputs or gradients.
       exclude: Regular expressions; leaves whose whole name matches one are left out.
       keep: Regular expressions; leaves whose whole name matches one (a task head) are
         not merged but copied from the model that --keep-from names.
@@ -123,6 +125,7 @@ class Recipe:
     dtype: str | None = None
     path: str | None = None
     names: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     keep_from: str | None = None

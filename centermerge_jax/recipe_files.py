@@ -92,6 +92,7 @@ def _readers(
         "dtype": lambda entry: _choice(entry, DTYPES),
         "path": Marked.text,
         "names": lambda entry: _names(entry, tasks, folder),
+        "statistics": lambda entry: _files(entry, tasks, folder),
         "exclude": _patterns,
         "keep": _patterns,
         "keep_from": Marked.text,
@@ -213,7 +214,13 @@ def _names(
     entry: Marked, tasks: tuple[str, ...] | None, folder: Path
 ) -> tuple[str, ...]:
     """`MODEL=FILE` for each, as on the command line."""
-    known = None if tasks is None else (*tasks, "base")
+    return _files(entry, None if tasks is None else (*tasks, "base"), folder)
+
+
+def _files(
+    entry: Marked, known: tuple[str, ...] | None, folder: Path
+) -> tuple[str, ...]:
+    """`NAME=FILE` for each of the models that are known."""
     for model, item in entry.entries().items():
         if known is not None and model not in known:
             raise item.unknown("model", model, known)

@@ -268,6 +268,7 @@ def open_tasks(
     limit: int | None = None,
     batch: int = 64,
     workers: int = 0,
+    seed: int = 0,
 ) -> dict[str, Batches]:
     """This host's batches of several tasks, by name.
 
@@ -279,6 +280,7 @@ def open_tasks(
       limit: At most so many of them, the same ones every time.
       batch: Examples at a time on this host.
       workers: Processes that prepare them.
+      seed: Decides which examples a limit leaves.
 
     Raises:
       DataError: A task's data is not there, or damaged.
@@ -291,7 +293,7 @@ def open_tasks(
         raise ParameterError(f"the model takes {reads}s: {', '.join(wrong)} has none")
     found = {}
     for task in tasks:
-        source = _limited(open_source(task, split, data_dir=data_dir), limit)
+        source = _limited(open_source(task, split, data_dir=data_dir), limit, seed)
         with _naming(task):
             found[task.name] = batches(
                 source,
@@ -373,7 +375,7 @@ def evaluate_tasks(
     return results
 
 
-def _limited(source: Source, limit: int | None) -> Source:
+def _limited(source: Source, limit: int | None, seed: int) -> Source:
     if limit is None or limit >= len(source):
         return source
-    return Subset(source, carve(len(source), validation=limit)[1])
+    return Subset(source, carve(len(source), validation=limit, seed=seed)[1])

@@ -63,7 +63,7 @@ def cast(tree, dtype):
 def data(method, tasks, seed=7):
     """Statistics of each task, of the kind that a method needs."""
     rng = np.random.default_rng(seed)
-    if method.data == "gram":
+    if method.data in ("gram", "merged_gram"):
         return {
             "grams": {
                 task: {name: gram(rng, name) for name in MATRICES} for task in tasks

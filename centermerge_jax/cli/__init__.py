@@ -1,4 +1,4 @@
-"""The command line: `centermerge merge|plan|inspect|evaluate|heads|convert|demo`.
+"""The command line: `centermerge merge|plan|evaluate|statistics|...`.
 
 Thin: each command turns flags into a call of the library and prints what comes back.
 Nothing heavy is imported before a command runs.

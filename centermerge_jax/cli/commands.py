@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
 from centermerge_jax.cli.model_commands import Convert, Evaluate, Heads
+from centermerge_jax.cli.statistics_command import Statistics
 from centermerge_jax.progress import progress, size_text
 from centermerge_jax.recipe import Override, Recipe
 
@@ -42,6 +43,10 @@ class _Arguments(Recipe):
     names: UseAppendAction[tuple[str, ...]] = ()
     """MODEL=FILE: the leaves of that model, an expert or 'base', are called as the TOML
     file says. Repeatable."""
+
+    statistics: UseAppendAction[tuple[str, ...]] = ()
+    """NAME=FILE: what `centermerge statistics` measured of that expert, for fisher,
+    regmean, regmean_plus_plus and esm. Repeatable, once for each expert."""
 
     exclude: UseAppendAction[tuple[str, ...]] = ()
     """Regular expression; leaves whose whole name matches are left out. Repeatable."""
@@ -142,6 +147,8 @@ class Plan(_Arguments):
             f"part{'s' * (len(todo.parts) != 1)}; needs about "
             f"{size_text(todo.peak_bytes)} of memory"
         )
+        for name, one in todo.statistics.items():
+            print(f"{one.origin.kind} statistics of {name}: {one.origin.source}")
         _warn(todo.warnings)
         check_memory(todo)
 
@@ -254,13 +261,16 @@ class Demo:
         run(FULL if self.full else QUICK, self.output)
 
 
-Command = Merge | Plan | Methods | Inspect | Evaluate | Heads | Convert | Demo
+Command = (
+    Merge | Plan | Methods | Inspect | Evaluate | Statistics | Heads | Convert | Demo
+)
 COMMANDS = {
     "merge": Merge,
     "plan": Plan,
     "methods": Methods,
     "inspect": Inspect,
     "evaluate": Evaluate,
+    "statistics": Statistics,
     "heads": Heads,
     "convert": Convert,
     "demo": Demo,
@@ -317,4 +327,5 @@ def _plan_as_json(todo: Any) -> dict[str, Any]:
         "memory_bytes": todo.memory,
         "peak_bytes": todo.peak_bytes,
         "warnings": todo.warnings,
+        "statistics": {name: str(one.path) for name, one in todo.statistics.items()},
     }

@@ -33,7 +33,7 @@ from centermerge_jax.methods.layers import lata, lata_statistics, lines, lines_n
 from centermerge_jax.methods.magmax import magmax
 from centermerge_jax.methods.norms import from_merging, nan_merging, nan_statistics
 from centermerge_jax.methods.pcb import pcb
-from centermerge_jax.methods.regmean import regmean
+from centermerge_jax.methods.regmean import regmean, regmean_plus_plus
 from centermerge_jax.methods.sparse import (
     breadcrumbs,
     dare,
@@ -58,6 +58,9 @@ from centermerge_jax.methods.tsv import cart_tsv, tsv_c, tsv_m
 from centermerge_jax.methods.weight_average import weight_average
 from centermerge_jax.methods.wudi import wudi, wudi_closed
 from centermerge_jax.trees import Params
+
+Data = Literal["gram", "merged_gram", "fisher"]
+"""What a method has to know of the data, as `centermerge statistics` measures it."""
 
 Scope = Literal["element", "matrix", "leaf", "tree"]
 """How much of a tree a method has to see at once: single numbers of all models, whole
@@ -91,8 +94,9 @@ class Method:
       passes: How often `statistics` calls `rows`.
       names: The same from the names of all leaves alone: `names(leaves)`.
       found: The arguments that these return.
-      data: The kind of statistics of each expert's data that it needs, which are its
-        argument of that name in the plural.
+      data: The kind of statistics of each expert's data that it needs. They are its
+        argument `grams` or `fishers`, by task and leaf name; one that takes `norms`
+        gets the norm of each task's Fisher information over the whole tree.
       sequential: Whether it is made for experts fine-tuned one after the other.
       laws: What holds of it.
       alike: The scale with which equal experts are returned: `mean` is 1 over their
@@ -107,7 +111,7 @@ class Method:
     passes: int = 0
     names: Callable[..., Mapping[str, Any]] | None = None
     found: tuple[str, ...] = ()
-    data: Literal["gram", "fisher"] | None = None
+    data: Data | None = None
     sequential: bool = False
     laws: tuple[Law, ...] = ()
     alike: Literal["mean"] | float = 1.0
@@ -127,12 +131,17 @@ class Method:
     def hyperparameters(self) -> Mapping[str, inspect.Parameter]:
         """Its keyword-only parameters, without what is found out for it."""
         parameters = inspect.signature(self.function).parameters
-        given = (*self.found, *([f"{self.data}s"] if self.data else []))
+        given = (*self.found, *([self.data_argument] if self.data else []))
         return {
             name: parameter
             for name, parameter in parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY and name not in given
         }
+
+    @property
+    def data_argument(self) -> str:
+        """What its argument about the data is called."""
+        return "fishers" if self.data == "fisher" else "grams"
 
     @property
     def own(self) -> Mapping[str, inspect.Parameter]:
@@ -222,6 +231,12 @@ METHODS: Mapping[str, Method] = {
     "regmean": Method(
         regmean,
         data="gram",
+        laws=("order", "translation", "one_expert", "equal"),
+        grid={"off_diagonal": (0.5, 0.9, 0.95, 1.0)},
+    ),
+    "regmean_plus_plus": Method(
+        regmean_plus_plus,
+        data="merged_gram",
         laws=("order", "translation", "one_expert", "equal"),
         grid={"off_diagonal": (0.5, 0.9, 0.95, 1.0)},
     ),

@@ -38,8 +38,7 @@ def regmean(
     Args:
       experts: Fine-tuned parameters of at least one expert.
       grams: Second moments of the inputs of each matrix under each expert, from data
-        without labels (`centermerge statistics`); of RegMean++ under the model that is
-        merged so far.
+        without labels (`centermerge statistics`).
       off_diagonal: Factor in [0, 1] on the entries of each G_t off its diagonal.
       ridge: What is added to the diagonal of each G_t, relative to its mean.
       views: Which leaves are matrices; `cm.views.auto` by default.
@@ -56,7 +55,7 @@ def regmean(
 
     References:
       Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models",
-      2022, arXiv:2212.09849; Nguyen et al., "RegMean++", 2025, arXiv:2508.03121.
+      2022, arXiv:2212.09849.
     """
     if not 0 <= off_diagonal <= 1:
         raise ParameterError(f"off_diagonal is a factor in [0, 1]; got {off_diagonal}")
@@ -69,6 +68,48 @@ def regmean(
         scale=1.0,
         given=check_grams(grams, experts),
         how={"off_diagonal": float(off_diagonal), "ridge": float(ridge)},
+        views=views,
+        dtype=dtype,
+        memory=memory,
+    )
+
+
+def regmean_plus_plus(
+    experts: Experts,
+    *,
+    grams: Grams,
+    off_diagonal: float = 0.95,
+    ridge: float = 1e-6,
+    views: Views | None = None,
+    dtype: Any = None,
+    memory: int = MEMORY,
+) -> Params:
+    """RegMean on inputs that went through the layers below as they are merged.
+
+    The formula is that of `regmean`; what differs is where inputs are from.
+
+    Args:
+      experts: As for `regmean`.
+      grams: From `cm.merged_prefix_grams`, or `centermerge statistics --kind
+        merged_gram`, whose merges are RegMean with its defaults.
+      off_diagonal: As for `regmean`.
+      ridge: As for `regmean`.
+      views: As for `regmean`.
+      dtype: As for `regmean`.
+      memory: As for `regmean`.
+
+    Raises:
+      MergeError: As for `regmean`.
+
+    References:
+      Nguyen et al., "RegMean++: Enhancing Effectiveness and Generalization of
+      Regression Mean for Model Merging", 2025, arXiv:2508.03121.
+    """
+    return regmean(
+        experts,
+        grams=grams,
+        off_diagonal=off_diagonal,
+        ridge=ridge,
         views=views,
         dtype=dtype,
         memory=memory,

@@ -8,8 +8,12 @@ from safetensors.numpy import load_file, save_file
 from centermerge_jax import needs, stream
 from centermerge_jax.cli import main
 from centermerge_jax.methods import METHODS
-
-FREE = [name for name, method in METHODS.items() if method.data is None]
+from centermerge_jax.statistics import (
+    Origin,
+    expert_digest,
+    leaf_digests,
+    write_statistics,
+)
 
 
 @pytest.fixture
@@ -26,7 +30,29 @@ def files(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("name", FREE)
+def statistics(method, experts, folder):
+    """The file of each expert, of what a method has to know of the data."""
+    found = []
+    for known in zoo.data(method, experts).values():
+        digests = {task: leaf_digests(tree.items()) for task, tree in experts.items()}
+        together = {task: expert_digest(own) for task, own in digests.items()}
+        for task, values in known.items():
+            path = folder / f"{task}.{method.data}.safetensors"
+            origin = Origin(
+                kind=method.data,
+                task=task,
+                examples=60,
+                source="drawn",
+                expert=task,
+                expert_sha256=digests[task],
+                together=together if method.data == "merged_gram" else {},
+            )
+            write_statistics(path, values, origin=origin)
+            found.append(f"{task}={path}")
+    return tuple(found)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_in_parts_it_is_what_it_is_in_memory(name, files, tmp_path, monkeypatch):
     monkeypatch.setattr(needs, "LEAST", 64)  # as many parts as there can be
     monkeypatch.setattr(needs, "AT_ONCE", 64)
@@ -40,6 +66,7 @@ def test_in_parts_it_is_what_it_is_in_memory(name, files, tmp_path, monkeypatch)
         tmp_path / "merged.safetensors",
         name,
         base=paths["base"] if method.needs_base else None,
+        statistics=statistics(method, experts, tmp_path),
         **values,
     )
     assert manifest["method"] == name
