@@ -24,14 +24,6 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
-from centermerge_jax.statistics import (
-    Kind,
-    Origin,
-    fisher_statistics,
-    gram_statistics,
-    leaf_digests,
-    write_statistics,
-)
 
 from centermerge_jax.checkpoints import open_checkpoint
 from centermerge_jax.demo import QUICK, Settings
@@ -47,6 +39,14 @@ from centermerge_jax.evaluate import (
 )
 from centermerge_jax.methods import METHODS, Method, greedy_soup
 from centermerge_jax.models import dinov2
+from centermerge_jax.statistics import (
+    Kind,
+    Origin,
+    fisher_statistics,
+    gram_statistics,
+    leaf_digests,
+    write_statistics,
+)
 
 MOST = 6
 """Settings of a method that are tried."""
