@@ -159,5 +159,20 @@ def class_names(name: str) -> tuple[str, ...]:
     return spec.label_names or prompts.class_names(spec.name)
 
 
+def known_names(spec: TaskSpec) -> list[tuple[str, ...]]:
+    """Lists of names of a task's classes, each in the order of its labels.
+
+    Those that texts are made of come first, then those of folders of images.
+
+    Example:
+      >>> [names[1:3] for names in known_names(find("eurosat"))]
+      [('forest', 'brushland or shrubland'), ('Forest', 'HerbaceousVegetation')]
+    """
+    if spec.label_names:
+        return [spec.label_names]
+    found = prompts.load_prompts(spec.name)
+    return [names for names in (found.classes, found.folders) if names]
+
+
 def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")

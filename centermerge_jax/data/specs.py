@@ -58,7 +58,8 @@ class TaskSpec:
       why_not: Then, what TFDS lacks.
       ours: Whether the TFDS builder is one of `centermerge_jax.data.builders`.
       folder: Image folders that are read instead, or rather, when they are there.
-      hub: Name on the Hugging Face hub, from which image folders can be made.
+      hub: Name on the Hugging Face hub, with its configuration if it has some: what
+        TFDS's bridge can prepare.
       splits: Splits of the TFDS set.
       inputs: Features that are classified: an image, a text, or two texts.
       label: Feature with the class.

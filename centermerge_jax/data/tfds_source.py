@@ -69,8 +69,7 @@ class TfdsSource:
                 f"{self.folder} is stored as {stored}, which only TensorFlow reads; "
                 "prepare it again with file_format='array_record'"
             )
-        features = json.loads((self.folder / "features.json").read_text())
-        known = features["featuresDict"]["features"]
+        known = stored_features(self.folder)
         missing = [name for name in (*inputs, label) if name not in known]
         if missing:
             raise DataError(
@@ -130,24 +129,42 @@ class TfdsSource:
         )
 
 
-def prepared_folder(name: str, data_dir: Path) -> Path:
-    """Where a TFDS set was prepared, in its newest version.
+def stored_features(folder: Path) -> Mapping[str, Any]:
+    """What the description of a prepared set says of each feature."""
+    features = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+    return features["featuresDict"]["features"]
+
+
+def find_prepared(name: str, data_dir: Path) -> Path | None:
+    """Where a TFDS set was prepared, in its newest version; None if it was not.
 
     Args:
       name: Name of the set, with its configuration if it has some: `glue/mrpc`.
       data_dir: Where sets are prepared: `data_dir/name/version`.
-
-    Raises:
-      DataError: It is not there; the message has the command that prepares it.
     """
     found = {
         tuple(map(int, path.parent.name.split("."))): path.parent
         for path in (Path(data_dir) / name).glob("*/dataset_info.json")
         if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
     }
-    if not found:
+    return found[max(found)] if found else None
+
+
+def prepared_folder(name: str, data_dir: Path) -> Path:
+    """Where a TFDS set was prepared, in its newest version: see `find_prepared`.
+
+    Raises:
+      DataError: It is not there; the message has the command that prepares it.
+    """
+    found = find_prepared(name, data_dir)
+    if found is None:
         raise DataError(
             f"{name} is not prepared in {data_dir}; to do so:\n"
-            f"  python -m centermerge_jax.data.builders {name} --data-dir {data_dir}"
+            f"  {command(name, data_dir)}"
         )
-    return found[max(found)]
+    return found
+
+
+def command(name: str, data_dir: Path) -> str:
+    """What prepares a set."""
+    return f"python -m centermerge_jax.data.builders {name} --data-dir {data_dir}"

@@ -437,7 +437,9 @@ def test_what_tfds_lacks_says_where_to_put_it(tmp_path):
     with pytest.raises(DataError) as caught:
         open_source(SPEC, "train", data_dir=tmp_path)
     assert f"not read from TFDS: {SPEC.why_not}" in str(caught.value)
-    assert f"{tmp_path}/rendered-sst2/train/CLASS/" in str(caught.value)
+    said = f"{tmp_path}/rendered-sst2/SPLIT/CLASS/, splits being train and test"
+    assert said in str(caught.value)
+    assert f"builders huggingface:{SPEC.hub} --data-dir" in str(caught.value)
 
 
 def test_labels_of_folders_are_the_benchmark_s(tmp_path):

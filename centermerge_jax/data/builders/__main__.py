@@ -21,7 +21,8 @@ def main(
     """Prepares sets for reading without TensorFlow.
 
     Args:
-      names: Sets that TFDS or `centermerge_jax` knows.
+      names: Sets that TFDS or `centermerge_jax` knows, or huggingface:ORGANISATION/SET
+        of the Hugging Face hub.
       data_dir: Where they are put: DIR/name/version.
       originals: Folder with the files as their authors publish them, for sets that
         cannot be downloaded.
