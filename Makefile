@@ -36,7 +36,7 @@ mergekit: ## install mergekit in its own environment, for a benchmark (1.6 GB)
 	third_party/.venv-mergekit/bin/python -m pip install --quiet \
 	  --disable-pip-version-check --requirement third_party/mergekit.txt
 
-parity: venv ## compare models with open_clip and transformers (7 GB); WRITE=1 makes goldens
+parity: venv ## compare with open_clip, timm and transformers (7 GB); WRITE=1 makes goldens
 	for peer in openclip transformers; do \
 	  test -x third_party/.venv-$$peer/bin/python || \
 	    $(PYTHON) -m venv third_party/.venv-$$peer || exit 1; \
@@ -44,7 +44,9 @@ parity: venv ## compare models with open_clip and transformers (7 GB); WRITE=1 m
 	    --disable-pip-version-check \
 	    --requirement $(PARITY)/requirements-$$peer.txt || exit 1; \
 	done
-	$(OPENCLIP) $(PARITY)/openclip_outputs.py $(if $(WRITE),--write)
+	for peer in openclip timm preprocessing; do \
+	  $(OPENCLIP) $(PARITY)/$${peer}_outputs.py $(if $(WRITE),--write) || exit 1; \
+	done
 	$(TRANSFORMERS) $(PARITY)/transformers_outputs.py $(if $(WRITE),--write) \
 	  --minilm "$$($(BIN)/python -c '$(MINILM)')"
 	$(BIN)/python $(PARITY)/roundtrip.py --peer $(OPENCLIP)

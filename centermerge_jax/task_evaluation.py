@@ -6,7 +6,7 @@ a pure function from them to features. The head of a task makes logits of those.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,13 @@ class Encoder:
     """A model as an evaluator needs it.
 
     Attributes:
-      features: The same function for all models of one shape, so that it is compiled
-        once.
+      features: By their length, which a head chooses; the usual ones first. All models
+        of one shape have the same functions, so that each is compiled once.
       preparation: What is done to the inputs on the host.
-      width: Length of the features.
     """
 
-    features: Features
+    features: Mapping[int, Features]
     preparation: Preprocessing | Tokenizer
-    width: int
 
 
 def encoder(
@@ -98,14 +96,13 @@ def encoder(
         pixels = _pixels(model, preprocessing)
         usual = pixels.size if pixels is preprocess.DINO else vision.grid * vision.patch
         pixels = pixels.at(size or usual)
-        width = config.embed if isinstance(config, CLIPConfig) else vision.width
-        return Encoder(_image_features(config, pixels), pixels, width)
+        return Encoder(_image_features(config, pixels), pixels)
     tokens = load_tokenizer(
         tokenizer or model.checkpoint.path,
         context=min(config.context, _LONGEST),
         vocabulary=config.vocabulary,
     )
-    return Encoder(_text_features(config), tokens, config.width)
+    return Encoder({config.width: _text_features(config)}, tokens)
 
 
 def _pixels(model: LoadedModel, name: str | None) -> Preprocessing:
@@ -145,17 +142,23 @@ def _of_timm(stated: Mapping[str, Any]) -> Preprocessing:
 
 
 @functools.cache
-def _image_features(config: CLIPConfig | ViTConfig, pixels: Preprocessing) -> Features:
-    run: Callable[..., Any] = (
-        clip.image_features if isinstance(config, CLIPConfig) else vit.apply
-    )
+def _image_features(
+    config: CLIPConfig | ViTConfig, pixels: Preprocessing
+) -> Mapping[int, Features]:
+    def of(run: Callable[..., Any]) -> Features:
+        def features(params: Params, images: Any) -> Float[Array, "n d"]:
+            normal = preprocess.normalise(images, pixels)
+            dtype = jax.tree.leaves(params)[0].dtype
+            return run(params, normal.astype(dtype), config=config)
 
-    def features(params: Params, images: Any) -> Float[Array, "n d"]:
-        normal = preprocess.normalise(images, pixels)
-        dtype = jax.tree.leaves(params)[0].dtype
-        return run(params, normal.astype(dtype), config=config)
+        return features
 
-    return features
+    if isinstance(config, CLIPConfig):
+        return {config.embed: of(clip.image_features)}
+    found = {config.width: of(vit.apply)}
+    if config.class_token:  # the heads of DINOv2 see more
+        found[2 * config.width] = of(vit.class_and_mean)
+    return found
 
 
 @functools.cache
@@ -176,7 +179,10 @@ def _text_features(config: BertConfig | GPT2Config) -> Features:
 
 
 def read_heads(
-    given: Sequence[str], model: LoadedModel, tasks: Sequence[TaskSpec], width: int
+    given: Sequence[str],
+    model: LoadedModel,
+    tasks: Sequence[TaskSpec],
+    lengths: Collection[int],
 ) -> tuple[dict[str, Any], list[str]]:
     """The head of each task.
 
@@ -185,7 +191,7 @@ def read_heads(
         head is that of a task; or nothing, where the model has a head itself.
       model: The model.
       tasks: The tasks.
-      width: Length of the model's features.
+      lengths: Those of features that the model can give, the usual one first.
 
     Returns:
       Parameters for `heads.apply` by task; and remarks for the user.
@@ -207,7 +213,8 @@ def read_heads(
         zero_shot = load_heads(text)
         own = {t.name: class_names(t.name) for t in tasks}
         digest = text_digest(model.params) if "text" in model.params else None
-        remarks += check_heads(zero_shot, own, embed=width, digest=digest)
+        embed = next(iter(lengths))
+        remarks += check_heads(zero_shot, own, embed=embed, digest=digest)
         found |= {task: zero_shot.head(task) for task in own}
     if not given and model.head:
         for task in tasks:
@@ -223,11 +230,11 @@ def read_heads(
             f"a head is given for {', '.join(sorted(unused))}, no task"
         )
     for name, head in found.items():
-        first = head.get("dense", head)
-        if "kernel" in first and len(first["kernel"]) != width:
+        if heads.length(head) not in lengths:
+            known = " or ".join(map(str, lengths))
             raise ParameterError(
-                f"{name}: the head is for features of length {len(first['kernel'])}, "
-                f"the model's have {width}"
+                f"{name}: the head is for features of length {heads.length(head)}, "
+                f"the model's have {known}"
             )
     return {task.name: found[task.name] for task in tasks}, remarks
 
@@ -328,7 +335,7 @@ def _naming(task: TaskSpec) -> Iterator[None]:
 
 
 def evaluate_tasks(
-    features: Features,
+    features: Mapping[int, Features],
     params: Params,
     tasks: Sequence[TaskSpec],
     task_heads: Mapping[str, Any],
@@ -339,7 +346,7 @@ def evaluate_tasks(
     """Evaluates one model on several tasks.
 
     Args:
-      features: Of an `Encoder`.
+      features: Of an `Encoder`, from which each head takes those of its length.
       params: The model's parameters.
       tasks: The tasks.
       task_heads: Head of each task, for `heads.apply`.
@@ -360,11 +367,12 @@ def evaluate_tasks(
             progress(text, (done + share * size) / total)
 
         with _naming(task):
+            head = task_heads[task.name]
             results |= evaluate_heads(
-                features,
+                features[heads.length(head)],
                 params,
                 inputs[task.name],
-                {task.name: task_heads[task.name]},
+                {task.name: head},
                 apply_head=heads.apply,
                 name=task.name,
                 classes=task.classes,

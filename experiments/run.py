@@ -171,7 +171,7 @@ def run(
     tasks = _tasks(config)
     base = load_model(inputs.base)
     made = encoder(base)
-    heads, remarks = read_heads([str(inputs.heads)], base, tasks, made.width)
+    heads, remarks = read_heads([str(inputs.heads)], base, tasks, made.features)
     opened = functools.partial(
         open_tasks,
         tasks,

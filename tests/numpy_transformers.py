@@ -77,8 +77,8 @@ def gelu_tanh(x):
     return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def vit(params, images, config, activation):
-    """Features of images of the stored size."""
+def vit(params, images, config, activation, *, both=False):
+    """Features of images of the stored size; class token and mean if `both`."""
     p = as_float64(params)
     images, s = np.asarray(images, np.float64), config.patch
     side = images.shape[1] // s
@@ -89,12 +89,19 @@ def vit(params, images, config, activation):
             x = np.einsum("nijc,ijcd->nd", cut, p["embed"]["patch"]["kernel"])
             tokens.append(x + p["embed"]["patch"].get("bias", 0))
     x = np.stack(tokens, 1)
+    positions, lead = p["embed"]["positions"], np.zeros((0, config.width))
     if config.class_token:
-        first = np.broadcast_to(p["embed"]["class_token"], (len(x), 1, config.width))
-        x = np.concatenate([first, x], 1)
-    x = x + p["embed"]["positions"]
+        lead = p["embed"]["class_token"][None]
+        if config.class_position:
+            lead, positions = lead + positions[:1], positions[1:]
+    lead = np.concatenate([lead, p["embed"].get("register_tokens", lead[:0])])
+    x = x + positions
+    x = np.concatenate([np.broadcast_to(lead, (len(x), *lead.shape)), x], 1)
     if config.pre_norm:
         x = norm(x, p["pre_norm"], config.epsilon)
     how = {"heads": config.heads, "epsilon": config.epsilon, "activation": activation}
     x = norm(blocks(x, p["blocks"], **how), p["norm"], config.epsilon)
-    return x[:, 0] if config.class_token else x.mean(1)
+    mean = x[:, len(lead) :].mean(1)
+    if both:
+        return np.concatenate([x[:, 0], mean], 1)
+    return x[:, 0] if config.class_token else mean

@@ -129,11 +129,15 @@ def hf_clip(
     }
 
 
-def timm(depth=2, vision=(WIDTH, HIDDEN, TOKENS, PATCH), *, layer_scale=False):
-    """timm's `VisionTransformer`."""
+def timm(
+    depth=2, vision=(WIDTH, HIDDEN, TOKENS, PATCH), *, layer_scale=False, registers=0
+):
+    """timm's `VisionTransformer`; with registers, positions are the patches' alone."""
     width, hidden, tokens, patch = vision
+    tokens -= bool(registers)
     shapes = {
         "cls_token": (1, 1, width),
+        **({"reg_token": (1, registers, width)} if registers else {}),
         "pos_embed": (1, tokens, width),
         "patch_embed.proj.weight": (width, 3, patch, patch),
         "patch_embed.proj.bias": (width,),

@@ -213,7 +213,7 @@ class Evaluate:
                 size=self.size,
                 tokenizer=self.tokenizer,
             )
-            heads, remarks = read_heads(self.heads, model, tasks, made.width)
+            heads, remarks = read_heads(self.heads, model, tasks, made.features)
             inputs = open_tasks(
                 tasks,
                 made.preparation,

@@ -74,14 +74,17 @@ def hub_source(
         raise DataError(
             f"{folder} has no split {split!r}: it has {', '.join(splits) or 'none'}"
         )
-    count = features[label].get("classLabel", {}).get("numClasses", spec.classes)
-    if int(count) != spec.classes:
+    count = int(features[label].get("classLabel", {}).get("numClasses", spec.classes))
+    names = folder / f"{label}.labels.txt"
+    theirs = None
+    if names.is_file():
+        theirs = [n for n in names.read_text(encoding="utf-8").split("\n") if n.strip()]
+        count = len(theirs)
+    if count != spec.classes:
         raise DataError(
             f"{folder} has {count} classes; {spec.title} has {spec.classes}"
         )
-    names = folder / f"{label}.labels.txt"
-    if names.is_file():
-        theirs = [n for n in names.read_text(encoding="utf-8").split("\n") if n.strip()]
+    if theirs is not None:
         source.relabel = _translation(theirs, known, names)
     return source
 

@@ -39,6 +39,16 @@ def apply(
     raise ParameterError(f"a head with {', '.join(sorted(parts))} is not known")
 
 
+def length(head: Mapping[str, Any]) -> int:
+    """Length of the features that a head takes.
+
+    Example:
+      >>> length({"kernel": jnp.ones((384, 10))})
+      384
+    """
+    return len(head.get("dense", head)["kernel"])
+
+
 def _dense(layer: Mapping[str, Any], x: Float[Array, "n d"]) -> Float[Array, "n m"]:
     y = x @ layer["kernel"]
     return y + layer["bias"][None] if "bias" in layer else y

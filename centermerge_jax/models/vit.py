@@ -6,12 +6,14 @@ Leaf names, which `centermerge_jax.views.auto` understands:
 
     embed/patch/kernel             (patch, patch, 3, width)
     embed/class_token              (width,)
+    embed/registers                (registers, width)
     embed/positions                (1 + grid**2, width)
     blocks/3/attn/q/kernel         (width, width), and so on: see `layers`
     norm/scale                     (width,)
 
 References:
   Dosovitskiy et al., An Image is Worth 16x16 Words, 2021.
+  Darcet et al., Vision Transformers Need Registers, 2024.
 """
 
 from collections.abc import Mapping
@@ -53,6 +55,10 @@ class ViTConfig:
       epsilon: Added to the variance in LayerNorm.
       class_token: Whether a learnt token leads the sequence and is the feature;
         without it the feature is the mean of the tokens.
+      class_position: Whether the first of the stored positions is that of the class
+        token; else there are only those of the patches.
+      registers: How many learnt tokens, without positions, stand between the class
+        token and the patches.
       patch_bias: Whether the patch convolution has a bias (CLIP's has none).
       pre_norm: Whether a LayerNorm stands before the first block (CLIP).
       activation: Between the two layers of the MLP.
@@ -67,18 +73,25 @@ class ViTConfig:
     layer_scale: bool = False
     epsilon: float = 1e-6
     class_token: bool = True
+    class_position: bool = True
+    registers: int = 0
     patch_bias: bool = True
     pre_norm: bool = False
     activation: Activation = "gelu"
 
+    @property
+    def leading(self) -> int:
+        """How many tokens stand before those of the patches."""
+        return self.class_token + self.registers
+
 
 class Embed(nnx.Module):
-    """Images to tokens: patches, class token, positions."""
+    """Images to tokens: class token, registers, patches with their positions."""
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         """Random parameters."""
         normal = nnx.initializers.normal(0.02)
-        tokens = config.grid**2 + config.class_token
+        tokens = config.grid**2 + (config.class_token and config.class_position)
         self.config = config
         self.patch = nnx.Conv(
             3,
@@ -92,12 +105,15 @@ class Embed(nnx.Module):
         self.positions = nnx.Param(normal(rngs.params(), (tokens, config.width)))
         if config.class_token:
             self.class_token = nnx.Param(normal(rngs.params(), (config.width,)))
+        if config.registers:
+            shape = (config.registers, config.width)
+            self.register_tokens = nnx.Param(normal(rngs.params(), shape))
 
     def __call__(
         self, images: Float[Array, "n height width 3"]
     ) -> Float[Array, "n tokens d"]:
         """Tokens of images whose sides are multiples of the patch."""
-        patch, lead = self.config.patch, int(self.config.class_token)
+        patch = self.config.patch
         if images.shape[1] % patch or images.shape[2] % patch:
             raise ParameterError(
                 f"image sides must be multiples of the patch, {patch} px: got "
@@ -105,13 +121,18 @@ class Embed(nnx.Module):
             )
         x = self.patch(images)
         n, rows, cols, width = x.shape
-        positions = self.positions[...]
-        table = positions[lead:].reshape(self.config.grid, self.config.grid, width)
+        positions, lead = self.positions[...], []
+        if self.config.class_token:
+            first = self.class_token[...][None]
+            if self.config.class_position:
+                first, positions = first + positions[:1], positions[1:]
+            lead.append(first)
+        if self.config.registers:
+            lead.append(self.register_tokens[...])
+        table = positions.reshape(self.config.grid, self.config.grid, width)
         x = (x + bicubic.resize(table, rows, cols)[None]).reshape(n, -1, width)
-        if not lead:
-            return x
-        first = self.class_token[...] + positions[0]
-        return jnp.concatenate([jnp.broadcast_to(first, (n, 1, width)), x], axis=1)
+        before = [jnp.broadcast_to(part, (n, *part.shape)) for part in lead]
+        return jnp.concatenate([*before, x], axis=1)
 
 
 class VisionTransformer(nnx.Module):
@@ -154,7 +175,17 @@ class VisionTransformer(nnx.Module):
     ) -> Float[Array, "n d"]:
         """Features from the tokens that `prefix` gave for as many `blocks`."""
         x = self.norm(self.blocks(tokens, start=blocks))
-        return x[:, 0] if self.config.class_token else x.mean(axis=1)
+        return x[:, 0] if self.config.class_token else self._mean(x)
+
+    def class_and_mean(
+        self, images: Float[Array, "n height width 3"]
+    ) -> Float[Array, "n twice_d"]:
+        """The class token, then the mean of the patches."""
+        x = self.norm(self.blocks(self.prefix(images, blocks=0)))
+        return jnp.concatenate([x[:, 0], self._mean(x)], axis=-1)
+
+    def _mean(self, tokens: Float[Array, "n tokens d"]) -> Float[Array, "n d"]:
+        return tokens[:, self.config.leading :].mean(axis=1)
 
 
 def init(config: ViTConfig, key: PRNGKeyArray) -> Params:
@@ -194,6 +225,29 @@ def apply(
       ParameterError: An image side is not a multiple of the patch.
     """
     return _bind(params, config)(images)
+
+
+def class_and_mean(
+    params: Params, images: Float[Array, "n height width 3"], *, config: ViTConfig
+) -> Float[Array, "n twice_d"]:
+    """What DINOv2's linear heads see: the class token, then the mean of the patches.
+
+    Args:
+      params: As from `init`.
+      images: As for `apply`.
+      config: The network's shape, with a class token.
+
+    Returns:
+      Both after the last LayerNorm, in a vector of twice the width.
+
+    Raises:
+      ParameterError: An image side is not a multiple of the patch.
+
+    References:
+      Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023,
+      B.3.
+    """
+    return _bind(params, config).class_and_mean(images)
 
 
 def prefix(

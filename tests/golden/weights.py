@@ -85,6 +85,23 @@ def images(count: int, height: int, width: int) -> np.ndarray:
     return numbers(f"{height} x {width} images", (count, height, width, 3))
 
 
+def picture(height: int, width: int, *, grey: bool = False) -> np.ndarray:
+    """uint8 pixels, [height, width, 3] or [height, width]: slopes, edges and noise.
+
+    Example:
+      >>> picture(2, 3).shape, picture(2, 3, grey=True).dtype
+      ((2, 3, 3), dtype('uint8'))
+    """
+    rows, columns = np.mgrid[:height, :width]
+    slopes = [255 * rows // height, 255 * columns // width, (rows + columns) % 256]
+    edges = 96 * ((rows // 5 + columns // 7) % 2)
+    noise = np.random.Philox(key=2).random_raw(height * width * 3) % 64
+    pixels = np.stack(slopes, 2) // 2 + edges[..., None]
+    pixels = pixels + noise.astype(np.int64).reshape(height, width, 3)
+    pixels = pixels.clip(0, 255).astype(np.uint8)
+    return pixels[..., 0] if grey else pixels
+
+
 def token_ids(
     lengths: Sequence[int],
     *,

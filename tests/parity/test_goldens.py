@@ -18,12 +18,16 @@ from golden import weights
 
 from centermerge_jax.convert import load_model, nested
 from centermerge_jax.data import wheels
+from centermerge_jax.data.preprocess import normalise, prepare
 from centermerge_jax.data.tokenizers import load_tokenizer
 from centermerge_jax.models import bert, clip, families, gpt2, heads, vit
+from centermerge_jax.task_evaluation import PREPROCESSINGS
 
 FOLDER = Path(__file__).parents[1] / "golden"
 # Measured 5e-6 and less; a wrong epsilon in a LayerNorm gives 2e-4.
 TOLERANCE = 2e-5
+# Of normalised pixels; a grey level is 0.008 or more.
+PIXELS = 1e-3
 
 
 def golden(name):
@@ -75,6 +79,50 @@ def test_clip(name):
     head = heads.normalised(text).T
     logits = heads.cosine(head, image, logit_scale=params["logit_scale"])
     assert_same(logits, known["logits"])
+
+
+@pytest.mark.parametrize("name", ["timm_vit_b16", "timm_dinov2_reg4"])
+def test_timm(name):
+    facts, known = golden(name)
+    params, config = model(facts)
+    head = params.pop("head", None)
+    prepared = facts["config"]["pretrained_cfg"]["input_size"][-1]
+    assert prepared == config.grid * config.patch
+    images = jnp.asarray(weights.images(2, prepared, prepared))
+    features = vit.apply(params, images, config=config)
+    assert_same(features, known["features"])
+    if "logits" in known:
+        assert_same(heads.apply(head, features), known["logits"])
+
+
+def test_dinov2_with_a_classifier():
+    facts, known = golden("hf_dinov2_classifier")
+    params, config = model(facts)
+    head = params.pop("head")
+    images = jnp.asarray(weights.images(2, 56, 70))
+    features = vit.class_and_mean(params, images, config=config)
+    assert_same(heads.apply(head, features), known["logits"])
+
+
+@pytest.mark.parametrize("preprocessing", PREPROCESSINGS)
+def test_pixels_are_those_of_torchvision_open_clip_and_timm(preprocessing):
+    facts, known = golden("preprocessing")
+    how = PREPROCESSINGS[preprocessing]
+    assert len(facts["pictures"]) == 7
+    for name, (height, width) in facts["pictures"].items():
+        picture = weights.picture(height, width, grey=name == "grey")
+        bytes_seen = prepare(picture, how)
+        pixels = np.asarray(normalise(bytes_seen, how))
+        wanted = {
+            key: known[f"{preprocessing}_{name}{key}"]
+            for key in ("", "_mean", "_deviation")
+        }
+        some = pixels[np.ix_(facts["rows"], facts["columns"])]
+        np.testing.assert_allclose(some, wanted[""], atol=PIXELS, rtol=0)
+        wide = pixels.astype(np.float64)
+        means, deviations = wide.mean((0, 1)), wide.std((0, 1))
+        np.testing.assert_allclose(means, wanted["_mean"], atol=PIXELS, rtol=0)
+        np.testing.assert_allclose(deviations, wanted["_deviation"], atol=PIXELS)
 
 
 def test_dinov2_at_another_size():

@@ -176,6 +176,10 @@ def test_vision_transformers():
     headless["pos_embed"] = LeafInfo((1, 197, 768), np.dtype(np.float32))
     with pytest.raises(CheckpointError, match="197 positions are no square"):
         families.model_config(headless)
+    registers = headers(public.timm(12, (384, 1536, 1370, 14), registers=4))
+    assert families.model_config(registers) == ViTConfig(
+        patch=14, grid=37, width=384, heads=6, class_position=False, registers=4
+    )
 
 
 def test_language_models():

@@ -67,6 +67,7 @@ FORMS = {
     "hf-clip-vision": (HF_CLIP_VISION, FLAX_CLIP, public.hf_clip_vision(prefix="")),
     "timm": (TIMM, FLAX_VIT, public.timm()),
     "timm, layer scale": (TIMM, FLAX_VIT, public.timm(layer_scale=True)),
+    "timm, registers": (TIMM, FLAX_VIT, public.timm(registers=4)),
     "hf-dinov2": (HF_DINOV2, FLAX_VIT, public.hf_dinov2()),
     "hf-dinov2, head": (
         HF_DINOV2,

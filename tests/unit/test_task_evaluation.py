@@ -12,12 +12,19 @@ import centermerge_jax as cm
 from centermerge_jax.checkpoints import Checkpoint
 from centermerge_jax.convert import LoadedModel
 from centermerge_jax.data import preprocess
+from centermerge_jax.data.examples import Example
+from centermerge_jax.data.pipeline import batches
 from centermerge_jax.data.registry import find
 from centermerge_jax.models import bert, clip, families, heads, vit
 from centermerge_jax.models.bert import BertConfig
 from centermerge_jax.models.text import TextConfig
 from centermerge_jax.models.vit import ViTConfig
-from centermerge_jax.task_evaluation import encoder, open_tasks, read_heads
+from centermerge_jax.task_evaluation import (
+    encoder,
+    evaluate_tasks,
+    open_tasks,
+    read_heads,
+)
 
 VIT = ViTConfig(patch=14, grid=37, width=8, depth=1, heads=2)
 BERT = BertConfig(vocabulary=9, context=6, width=8, depth=1, heads=2, hidden=16)
@@ -75,10 +82,12 @@ def test_features_of_images_are_those_of_the_model_on_normalised_pixels():
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), np.uint8)
     pixels = preprocess.normalise(images, made.preparation)
     np.testing.assert_allclose(
-        made.features(params, images),
+        made.features[8](params, images),
         vit.apply(params, pixels, config=config),
         atol=1e-6,
     )
+    both = vit.class_and_mean(params, pixels, config=config)
+    np.testing.assert_allclose(made.features[16](params, images), both, atol=1e-6)
     assert encoder(loaded(config)).features is made.features  # compiled once
 
 
@@ -90,22 +99,47 @@ def test_classes_of_a_head_are_brought_into_the_order_of_the_task():
     head = {"kernel": kernel, "bias": np.float32([1, 2, 3])}
     mnli = find("mnli")  # entailment, neutral, contradiction
     model = loaded(BERT, head=head, settings=settings)
-    found, remarks = read_heads([], model, [mnli], 8)
+    found, remarks = read_heads([], model, [mnli], [8])
     np.testing.assert_array_equal(found["mnli"]["kernel"], kernel[:, ::-1])
     assert found["mnli"]["bias"].tolist() == [3, 2, 1]
     assert remarks == []
     two = {"dense": {"kernel": np.eye(8, dtype=np.float32)}, "out": head}
-    found, _ = read_heads([], loaded(BERT, head=two, settings=settings), [mnli], 8)
+    found, _ = read_heads([], loaded(BERT, head=two, settings=settings), [mnli], [8])
     assert found["mnli"]["out"]["bias"].tolist() == [3, 2, 1]
-    unnamed, remarks = read_heads([], loaded(BERT, head=head), [mnli], 8)
+    unnamed, remarks = read_heads([], loaded(BERT, head=head), [mnli], [8])
     assert unnamed["mnli"]["bias"].tolist() == [1, 2, 3]
     assert "another order" in remarks[0]
 
 
 def test_a_head_for_other_features():
     model = loaded(BERT, head={"kernel": np.zeros((16, 3), np.float32)})
-    with pytest.raises(cm.ParameterError, match="features of length 16"):
-        read_heads([], model, [find("mnli")], 8)
+    with pytest.raises(cm.ParameterError, match=r"features of length 16.* have 8"):
+        read_heads([], model, [find("mnli")], [8])
+
+
+def test_heads_choose_what_they_see_of_a_vision_transformer():
+    config = ViTConfig(patch=2, grid=2, width=8, depth=1, heads=2, layer_scale=True)
+    params = random_tree(vit.init(config, jax.random.key(0)))
+    made = encoder(loaded(config, family="hf-dinov2"), size=4)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, 4, 4, 3), np.uint8)
+    examples = [Example(image, i % 10) for i, image in enumerate(images)]
+    inputs = {"mnist": batches(examples, batch=8, preprocessing=made.preparation)}
+    # Resizing and cropping are not the matter here.
+    seen = np.stack([preprocess.prepare(image, made.preparation) for image in images])
+    pixels = preprocess.normalise(seen, made.preparation)
+    task = find("mnist")
+    for length, run in ((8, vit.apply), (16, vit.class_and_mean)):
+        head = {"kernel": rng.normal(size=(length, 10)).astype(np.float32)}
+        model = loaded(config, family="hf-dinov2", head=head)
+        found, _ = read_heads([], model, [task], made.features)
+        results = evaluate_tasks(made.features, params, [task], found, inputs)
+        logits = np.asarray(run(params, pixels, config=config)) @ head["kernel"]
+        answers = results["mnist"].answers.predictions
+        assert answers.tolist() == logits.argmax(1).tolist()
+    wide = loaded(config, head={"kernel": np.zeros((24, 10), np.float32)})
+    with pytest.raises(cm.ParameterError, match="the model's have 8 or 16"):
+        read_heads([], wide, [task], made.features)
 
 
 def test_linear_heads_of_clip_take_normalised_features():
@@ -115,7 +149,7 @@ def test_linear_heads_of_clip_take_normalised_features():
     rng = np.random.default_rng(0)
     head = {"kernel": rng.normal(size=(4, 10)).astype(np.float32)}
     head["bias"] = rng.normal(size=10).astype(np.float32)
-    found, _ = read_heads([], loaded(config, head=head), [find("mnist")], 4)
+    found, _ = read_heads([], loaded(config, head=head), [find("mnist")], [4])
     x = rng.normal(size=(3, 4)).astype(np.float32)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     logits = heads.apply(jax.tree.map(jnp.asarray, found["mnist"]), jnp.asarray(x))

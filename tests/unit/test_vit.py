@@ -51,8 +51,22 @@ def images() -> jax.Array:
             ),
             gelu,
         ),
+        (  # the shape of DINOv2 with registers in timm
+            ViTConfig(
+                patch=2, grid=3, width=8, depth=2, heads=2, layer_scale=True,
+                class_position=False, registers=4,
+            ),
+            gelu,
+        ),
+        (
+            ViTConfig(
+                patch=2, grid=2, width=8, depth=1, heads=2, class_token=False,
+                registers=1,
+            ),
+            gelu,
+        ),
     ],
-    ids=["dinov2", "clip", "mean"],
+    ids=["dinov2", "clip", "mean", "registers", "registers, mean"],
 )  # fmt: skip
 def test_forward_is_the_formula(config, activation):
     params = random_tree(vit.init(config, jax.random.key(0)))
@@ -61,6 +75,10 @@ def test_forward_is_the_formula(config, activation):
     found = jax.jit(vit.apply, static_argnames="config")(params, images, config=config)
     expected = numpy_transformers.vit(params, images, config, activation)
     np.testing.assert_allclose(found, expected, atol=2e-5)
+    if config.class_token:
+        found = vit.class_and_mean(params, images, config=config)
+        expected = numpy_transformers.vit(params, images, config, activation, both=True)
+        np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_params_are_a_pure_nested_dict(params):

@@ -83,6 +83,12 @@ def dinov2_outputs(model: Any, _: Arrays) -> Arrays:
     return {"features": model(pixel_values=planes).pooler_output.numpy()}
 
 
+def dinov2_logits(model: Any, _: Arrays) -> Arrays:
+    """Logits of a linear head on the class token beside the mean of the patches."""
+    planes = _planes(weights.images(2, 56, 70))
+    return {"logits": model(pixel_values=planes).logits.numpy()}
+
+
 def sentence_inputs(*, start: int, end: int, pad: int, types: int) -> Arrays:
     """Two texts, the second padded."""
     lengths = [11, 7]
@@ -129,6 +135,19 @@ CASES = {
         ),
         dict,
         dinov2_outputs,
+    ),
+    "hf_dinov2_classifier": Case(
+        transformers.Dinov2ForImageClassification,
+        transformers.Dinov2Config(
+            hidden_size=384,
+            num_attention_heads=6,
+            num_hidden_layers=2,
+            patch_size=14,
+            image_size=518,
+            num_labels=10,
+        ),
+        dict,
+        dinov2_logits,
     ),
     "hf_bert_minilm": Case(
         transformers.BertModel,

@@ -113,10 +113,12 @@ def _lengths(match: Match, tower: str, reader: Reader) -> dict[str, Any]:
     lengths = match.lengths
     names = our_names(match)
     above = f"{tower}/" if tower else ""
-    lead = int(f"{above}embed/class_token" in names)
+    class_token = f"{above}embed/class_token" in names
     depth = match.depths[f"{above}blocks"]
+    # timm's models with registers store no position of the class token.
+    lead = int(class_token and not _is_square(lengths["tokens"]))
     grid = math.isqrt(lengths["tokens"] - lead)
-    if grid**2 + lead != lengths["tokens"]:
+    if not _is_square(lengths["tokens"] - lead):
         reader.problems.append(
             f"{above}embed/positions: {lengths['tokens'] - lead} positions are no "
             "square of patches"
@@ -135,8 +137,14 @@ def _lengths(match: Match, tower: str, reader: Reader) -> dict[str, Any]:
         "width": lengths["width"],
         "depth": depth,
         "mlp_ratio": lengths["hidden"] / lengths["width"],
-        "class_token": bool(lead),
+        "class_token": class_token,
+        "class_position": bool(lead) or not class_token,
+        "registers": lengths.get("registers", 0),
     }
+
+
+def _is_square(count: int) -> bool:
+    return math.isqrt(count) ** 2 == count
 
 
 def _usual(width: int, heads: int | None) -> Settings:

@@ -33,6 +33,13 @@ TIMM = Table(
     "timm",
     (
         one("cls_token", "embed/class_token", "width", TOKEN, group="class_token"),
+        one(
+            "reg_token",
+            "embed/register_tokens",
+            "registers width",
+            ROW,
+            group="registers",
+        ),
         one("pos_embed", "embed/positions", "tokens width", ROW),
         patches("patch_embed.proj", "embed/patch"),
         one("patch_embed.proj.bias", "embed/patch/bias", "width", group="patch_bias"),
