@@ -1,35 +1,18 @@
-"""Results over tasks: means with intervals, a table, and a file to repeat them from.
+"""Results over tasks: means with intervals, and a table."""
 
-The file holds the answer to every item, so that a later evaluation of another model can
-be compared with it item by item, and as a share of it, without running it again.
-"""
-
-import base64
-import dataclasses
-import json
-import platform
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64
 from rich.table import Table
 
-from centermerge_jax.atomic_files import write_whole
-from centermerge_jax.errors import CheckpointError, ParameterError, listing
 from centermerge_jax.evaluate import bootstrap, mean_accuracy
-from centermerge_jax.metrics import METRICS, Answers
+from centermerge_jax.metrics import Answers
 from centermerge_jax.task_results import TaskResult
 
 Interval = tuple[float, float]
 """Lower and upper end of a 95 % interval."""
 
-_PACKAGES = ("centermerge_jax", "jax", "jaxlib", "flax", "numpy", "tokenizers")
 _SHOWN = {"accuracy": "", "f1": " (F1)", "matthews": " (Matthews)"}
 
 
@@ -68,7 +51,8 @@ def summarise(
 
     Args:
       results: By task.
-      experts: Each task's own expert on the same items, as from `read_answers`.
+      experts: Each task's own expert on the same items, as from
+        `evaluation_files.read_answers`.
       seed: Of the bootstrap.
       replicates: Of the bootstrap.
 
@@ -135,169 +119,3 @@ def _percent(share: float) -> str:
 
 def _span(interval: Interval) -> str:
     return " to ".join(_percent(end) for end in interval)
-
-
-def document(
-    results: Mapping[str, TaskResult],
-    summary: Summary,
-    *,
-    settings: Mapping[str, Any],
-    items: bool = True,
-) -> dict[str, Any]:
-    """Everything that was measured, and what is needed to measure it again, as JSON.
-
-    Args:
-      results: By task.
-      summary: Their means.
-      settings: What else the results depend on, in JSON values: the command, the
-        preprocessing, digests of parameters, heads and data.
-      items: Whether to keep the answers to the items, a few bytes for each.
-    """
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": _versions(),
-        "settings": dict(settings),
-        "summary": dataclasses.asdict(summary),
-        "tasks": {name: _task(result, items) for name, result in results.items()},
-    }
-
-
-def _task(result: TaskResult, items: bool) -> dict[str, Any]:
-    answers, bins = result.answers, result.calibration
-    kept = {"labels": answers.labels, "predictions": answers.predictions}
-    return {
-        "metric": answers.metric,
-        "score": answers.score,
-        "accuracy": result.accuracy,
-        "accuracy_interval": result.interval,
-        "classes": answers.classes,
-        "items": len(answers.labels),
-        "negative_log_likelihood": result.negative_log_likelihood,
-        "calibration": {
-            "error": bins.error,
-            "counts": bins.counts.tolist(),
-            "accuracy": bins.accuracy.tolist(),
-            "confidence": bins.confidence.tolist(),
-        },
-        "confusion": _rows(answers.confusion),
-        "timing": {
-            **dataclasses.asdict(result.timing),
-            "items_per_second": result.timing.items_per_second,
-        },
-        "answers": {k: _packed(x) for k, x in kept.items()} if items else None,
-    }
-
-
-def _rows(table: Int64[np.ndarray, "classes classes"]) -> list[str]:
-    """One text for each true class: the classes that were answered, and how often.
-
-    Example:
-      >>> _rows(np.array([[9, 0, 1], [0, 5, 0], [0, 0, 0]]))
-      ['0:9 2:1', '1:5', '']
-    """
-    return [
-        " ".join(f"{answer}:{row[answer]}" for answer in np.flatnonzero(row))
-        for row in table
-    ]
-
-
-def _versions() -> dict[str, str | None]:
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
-    found = {package: version(package) for package in _PACKAGES}
-    return {"python": platform.python_version(), **found}
-
-
-def write_results(found: Mapping[str, Any], path: str | Path) -> None:
-    """Writes a document: whoever looks sees the former file or the whole new one.
-
-    Raises:
-      CheckpointError: The folder is missing or cannot be written to.
-    """
-    text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(Path(path), text.encode())
-
-
-def read_answers(path: str | Path) -> dict[str, Answers]:
-    """The answers that an earlier evaluation kept, by task.
-
-    Raises:
-      CheckpointError: It is no such file, or one without the answers.
-    """
-    try:
-        tasks = json.loads(Path(path).read_text(encoding="utf-8"))["tasks"]
-        kept = {name: task["answers"] for name, task in tasks.items()}
-        found = {
-            name: Answers(
-                _unpacked(kept[name]["labels"]),
-                _unpacked(kept[name]["predictions"]),
-                task["classes"],
-                _metric(task["metric"]),
-            )
-            for name, task in tasks.items()
-            if kept[name] is not None
-        }
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
-        raise CheckpointError(f"{path} holds no results of an evaluation") from error
-    if missing := tasks.keys() - found.keys():
-        raise CheckpointError(
-            f"{path} was written without the answers to {', '.join(sorted(missing))}"
-        )
-    return found
-
-
-def experts_of(
-    tasks: Sequence[str], paths: Sequence[str | Path]
-) -> dict[str, Answers] | None:
-    """Answers of each task's expert, from files of several evaluations.
-
-    Returns:
-      None if no file is given.
-
-    Raises:
-      CheckpointError: A file holds no results.
-      ParameterError: A task has none, or two, or its expert has nothing right: a share
-        of that is no number.
-    """
-    if not paths:
-        return None
-    found: dict[str, list[Answers]] = {task: [] for task in tasks}
-    for path in paths:
-        for task, answers in read_answers(path).items():
-            if task in found:
-                found[task].append(answers)
-    problems = [
-        f"{task}: {len(own)} results of an expert, expected one"
-        for task, own in found.items()
-        if len(own) != 1
-    ]
-    problems += [
-        f"{task}: the expert has nothing right"
-        for task, own in found.items()
-        if len(own) == 1 and own[0].score == 0
-    ]
-    if problems:
-        raise ParameterError(listing("{n} problem{s} with the experts", problems))
-    return {task: own[0] for task, own in found.items()}
-
-
-def _metric(name: str) -> Any:
-    if name not in METRICS:
-        raise ValueError(name)
-    return name
-
-
-def _packed(values: np.ndarray) -> str:
-    raw = np.ascontiguousarray(values, "<i4").tobytes()
-    return base64.b64encode(zlib.compress(raw, level=9)).decode("ascii")
-
-
-def _unpacked(text: str) -> Int32[np.ndarray, " n"]:
-    raw = zlib.decompress(base64.b64decode(text, validate=True))
-    return np.frombuffer(raw, "<i4").astype(np.int32)

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -341,6 +342,8 @@ def evaluate_tasks(
     task_heads: Mapping[str, Any],
     inputs: Mapping[str, Repeatable],
     *,
+    known: Mapping[str, TaskResult] = MappingProxyType({}),
+    keep: Callable[[Mapping[str, TaskResult]], None] | None = None,
     progress: Report = silent,
 ) -> dict[str, TaskResult]:
     """Evaluates one model on several tasks.
@@ -352,15 +355,18 @@ def evaluate_tasks(
       task_heads: Head of each task, for `heads.apply`.
       inputs: Batches of each task, as from `open_tasks`; cached, where they are used
         more than once.
+      known: Results of tasks that are not evaluated again.
+      keep: Given the results of each task as soon as it is finished.
       progress: Told which task is at work, and the share of all that is done.
 
     Raises:
       DataError: Data is damaged, or logits are not finite.
       ParameterError: A head does not fit its task.
     """
-    total, done = sum(len(inputs[task.name]) for task in tasks), 0
-    results = {}
-    for task in tasks:
+    results = {task.name: known[task.name] for task in tasks if task.name in known}
+    todo = [task for task in tasks if task.name not in known]
+    total, done = sum(len(inputs[task.name]) for task in todo), 0
+    for task in todo:
         size = len(inputs[task.name])
 
         def report(text: str, share: float, done: int = done, size: int = size):
@@ -368,7 +374,7 @@ def evaluate_tasks(
 
         with _naming(task):
             head = task_heads[task.name]
-            results |= evaluate_heads(
+            found = evaluate_heads(
                 features[heads.length(head)],
                 params,
                 inputs[task.name],
@@ -379,8 +385,11 @@ def evaluate_tasks(
                 metric=task.metric,
                 progress=report,
             )
+        results |= found
+        if keep is not None:
+            keep(found)
         done += size
-    return results
+    return {task.name: results[task.name] for task in tasks}
 
 
 def _limited(source: Source, limit: int | None, seed: int) -> Source:

@@ -34,7 +34,10 @@ from centermerge_jax.data import registry
 from centermerge_jax.data.cache import Cached, Repeatable
 from centermerge_jax.data.specs import TaskSpec
 from centermerge_jax.errors import MergeError, ParameterError, listing
+from centermerge_jax.evaluation_drafts import drafted
+from centermerge_jax.evaluation_files import document, write_results
 from centermerge_jax.models.vit import Params
+from centermerge_jax.pipes import quiet_pipe
 from centermerge_jax.progress import Report, progress
 from centermerge_jax.task_evaluation import (
     counted,
@@ -181,9 +184,17 @@ def run(
         workers=workers,
     )
 
-    def measure(params: Params, batches: Mapping[str, Repeatable], *only: TaskSpec):
+    def measure(
+        params: Params, batches: Mapping[str, Repeatable], *only: TaskSpec, **how: Any
+    ) -> dict[str, TaskResult]:
         return evaluate_tasks(
-            made.features, params, only or tasks, heads, batches, progress=progress
+            made.features,
+            params,
+            only or tasks,
+            heads,
+            batches,
+            progress=progress,
+            **how,
         )
 
     chosen = {k: v for k, v in config.hyperparameters.items() if v is not None}
@@ -207,19 +218,24 @@ def run(
     tests = opened(limit=limit)
     if limit is None:
         remarks += counted(tasks, tests)
-    results = measure(found.params, tests)
-    experts = {}
-    for task in tasks:
-        expert = load_model(inputs.experts[task.name], config=base.config)
-        own = measure(expert.params, tests, task)
-        experts[task.name] = own[task.name].answers
+    names = [task.name for task in tasks]
+    how = {"limit": limit, "batch": batch, "preparation": repr(made.preparation)}
+    drafts = output / "merged.json", output / "experts.json"
+    with drafted(drafts[0], names, {**how, "hyperparameters": chosen}) as draft:
+        results = measure(found.params, tests, known=draft.results, keep=draft.keep)
+    with drafted(drafts[1], names, how) as draft:
+        for task in tasks:
+            if task.name not in draft.results:
+                expert = load_model(inputs.experts[task.name], config=base.config)
+                draft.keep(measure(expert.params, tests, task))
+    experts = {name: one.answers for name, one in draft.results.items()}
     # The share of an expert that has nothing right is no number.
     idle = [name for name, one in experts.items() if not one.score]
     own = None if idle else experts
     if idle:
         remarks.append(f"experts with nothing right: {', '.join(idle)}; no shares")
     summary = report.summarise(results, own)
-    document = report.document(
+    written = document(
         results,
         summary,
         settings={
@@ -235,7 +251,9 @@ def run(
             "preparation": repr(made.preparation),
         },
     )
-    report.write_results(document, output / "results.json")
+    write_results(written, output / "results.json")
+    for draft in drafts:
+        draft.unlink()
     console = Console(highlight=False)
     console.print(f"\n{config.name}: {_shown(chosen)}", *remarks, sep="\n")
     console.print(report.table(results, summary, own))
@@ -244,7 +262,7 @@ def run(
             f"published: {config.published} over {config.family or 'unknown'} "
             f"checkpoints; here {100 * summary.score:.1f}"
         )
-    return document
+    return written
 
 
 def _tasks(config: Config) -> tuple[TaskSpec, ...]:
@@ -304,7 +322,7 @@ def _search(
         results = measure(params)
         point["score"] = float(np.mean([x.answers.score for x in results.values()]))
         done = [point for point in points if "score" in point]
-        report.write_results({"points": done, "images": CHOOSING}, record)
+        write_results({"points": done, "images": CHOOSING}, record)
     return points
 
 
@@ -324,7 +342,7 @@ def _check_same(record: Path, inputs: Inputs) -> None:
         if file.is_file()
     }
     if not record.exists():
-        report.write_results(now, record)
+        write_results(now, record)
     elif json.loads(record.read_text()) != now:
         raise ParameterError(
             f"{record.parent} holds results of other checkpoints; remove it or choose "
@@ -385,7 +403,8 @@ def _merged(
 
 if __name__ == "__main__":
     try:
-        tyro.cli(main, description=__doc__)
+        with quiet_pipe():
+            tyro.cli(main, description=__doc__)
     except MergeError as error:
         print(f"ERROR: {error}", file=sys.stderr)
         sys.exit(2)

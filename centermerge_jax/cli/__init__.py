@@ -6,7 +6,6 @@ Nothing heavy is imported before a command runs.
 
 import contextlib
 import io
-import os
 import re
 import sys
 import traceback
@@ -16,6 +15,7 @@ import tyro
 
 from centermerge_jax.cli.commands import COMMANDS, Command
 from centermerge_jax.errors import MergeError
+from centermerge_jax.pipes import quiet_pipe
 
 _PROG = "centermerge"
 _DESCRIPTION = (
@@ -31,16 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     on stderr. 130: interrupted. 1: a bug, with a traceback.
     """
     try:
-        _parse(sys.argv[1:] if arguments is None else arguments).run()
+        with quiet_pipe():
+            _parse(sys.argv[1:] if arguments is None else arguments).run()
     except MergeError as error:
         sys.exit(_fail(str(error)))
     except KeyboardInterrupt as interrupt:
         kept = str(interrupt) or "nothing is left half-written"
         print(f"interrupted; {kept}", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has gone: not worth a message.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemoryError as error:
         sys.exit(_fail(f"out of memory: {error}; see `{_PROG} plan`"))
     except Exception:  # noqa: BLE001  the last resort: say that it is a bug

@@ -158,7 +158,11 @@ class Evaluate:
     With those of each task's expert, accuracy is also shown as a share of theirs."""
 
     output: Annotated[str | None, arg(aliases=("-o",))] = None
-    """JSON file for everything that was measured, and what is needed to repeat it."""
+    """JSON file for everything that was measured, and what is needed to repeat it;
+    written anew after each task."""
+
+    resume: bool = False
+    """Continue an unfinished evaluation into this output, if there is one."""
 
     batch: int = 64
     """Examples at a time."""
@@ -187,10 +191,12 @@ class Evaluate:
         """Evaluates, shows a table, writes the results."""
         from rich.console import Console
 
-        from centermerge_jax import evaluation_report as written
-        from centermerge_jax.checkpoints import refuse_existing
         from centermerge_jax.convert import load_model
         from centermerge_jax.data import registry
+        from centermerge_jax.errors import ParameterError
+        from centermerge_jax.evaluation_drafts import check_output, drafted
+        from centermerge_jax.evaluation_files import experts_of
+        from centermerge_jax.evaluation_report import summarise, table
         from centermerge_jax.task_evaluation import (
             counted,
             encoder,
@@ -201,9 +207,12 @@ class Evaluate:
         from centermerge_jax.zero_shot import tree_digest
 
         if self.output:
-            refuse_existing(self.output)
+            check_output(self.output, resume=self.resume)
+        elif self.resume:
+            raise ParameterError("--resume continues a file: it takes --output")
         tasks = registry.select(self.tasks)
-        experts = written.experts_of([task.name for task in tasks], self.experts)
+        names = [task.name for task in tasks]
+        experts = experts_of(names, self.experts)
         with progress(quiet=self.quiet) as report:
             report("reading the model", 0.0)
             model = load_model(self.model, subtree=self.path)
@@ -227,13 +236,6 @@ class Evaluate:
                 remarks += counted(tasks, inputs)
             for remark in remarks:
                 print(f"note: {remark}", file=sys.stderr)
-            results = evaluate_tasks(
-                made.features, model.params, tasks, heads, inputs, progress=report
-            )
-        summary = written.summarise(results, experts)
-        if not self.quiet:
-            Console(highlight=False).print(written.table(results, summary, experts))
-        if self.output:
             settings = {
                 "command": ["centermerge", *sys.argv[1:]],
                 "model": self.model,
@@ -248,5 +250,18 @@ class Evaluate:
                 "data_dir": self.data_dir,
                 "batch": self.batch,
             }
-            found = written.document(results, summary, settings=settings)
-            written.write_results(found, self.output)
+            with drafted(self.output, names, settings) as draft:
+                results = evaluate_tasks(
+                    made.features,
+                    model.params,
+                    tasks,
+                    heads,
+                    inputs,
+                    known=draft.results,
+                    keep=draft.keep,
+                    progress=report,
+                )
+                summary = summarise(results, experts)
+                draft.finish(summary)
+        if not self.quiet:
+            Console(highlight=False).print(table(results, summary, experts))

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from centermerge_jax.pipes import quiet_pipe
 from experiments.configs import published
 
 Model = Literal["ViT-B-32", "ViT-B-16", "ViT-L-14"]
@@ -146,4 +147,5 @@ CONFIGS: Mapping[str, Config] = {
 
 
 if __name__ == "__main__":
-    print("\n".join(map(str, CONFIGS.values())))
+    with quiet_pipe():
+        print("\n".join(map(str, CONFIGS.values())))

@@ -3,6 +3,10 @@
 import dataclasses
 import functools
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +57,8 @@ def test_every_configuration_runs(name, made):
     config = CONFIGS[name]
     found, output = ran(name, made)
     written = json.loads((output / "results.json").read_text())
+    left = {"inputs.json", "merged", "results.json", "search.json"}
+    assert left >= {path.name for path in output.iterdir()}
     assert list(written["tasks"]) == list(registry.SUITES[config.suite])
     scores = [task["score"] for task in written["tasks"].values()]
     assert written["summary"]["score"] == pytest.approx(np.mean(scores))
@@ -180,6 +186,56 @@ def test_evaluate_on_the_command_line(made, tmp_path, capsys):
     more = [*how, "--experts", str(written), "--output", str(again), "--quiet"]
     main(["evaluate", model, "--tasks", "pcam", *more])
     assert json.loads(again.read_text())["summary"]["normalised"] == 1.0
+
+
+def test_an_interrupted_evaluation_goes_on(made, tmp_path, capsys):
+    checkpoints, data_dir, _ = made
+    folder = checkpoints / "ViT-B-32"
+    written = tmp_path / "results.json"
+    words = ["evaluate", str(folder / "MNIST"), "--tasks", "clip20", "--output"]
+    words += [str(written), "--heads", str(folder / "heads.safetensors")]
+    words += ["--data-dir", str(data_dir)]
+    program = "from centermerge_jax.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    while not written.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130, said
+    assert "interrupted; what is finished is kept: --resume continues" in said
+    before = json.loads(written.read_text())
+    assert before["summary"] is None
+    assert 0 < len(before["tasks"]) < 20
+    assert [*before["tasks"], *before["unfinished"]] == list(registry.SUITES["clip20"])
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "is of an unfinished evaluation: continue" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--resume", "--limit", "5"])
+    assert "limit was None, now 5" in capsys.readouterr().err
+    main([*words, "--resume"])
+    assert "mean" in capsys.readouterr().out
+    after = json.loads(written.read_text())
+    assert "unfinished" not in after
+    for key in ("date", "versions", "settings"):
+        assert after[key] == before[key]
+    for name, task in before["tasks"].items():
+        assert after["tasks"][name] == task
+    again = tmp_path / "again.json"
+    main([*words[:5], str(again), *words[6:], "--quiet"])
+    whole = json.loads(again.read_text())
+    assert after["summary"] == whole["summary"]
+    for name, task in whole["tasks"].items():
+        own = after["tasks"][name]
+        assert task | {"timing": None} == own | {"timing": None}
+    with pytest.raises(SystemExit):
+        main([*words[:4], *words[6:], "--resume"])
+    assert "--resume continues a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -343,6 +344,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
 # Where tests run in the background of a shell, SIGINT is ignored from the start.
 LISTEN = """
+import shlex
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """
@@ -409,3 +411,26 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     assert error == ""
     assert process.returncode == 0
     assert Path(paths[0]).exists()
+
+
+@pytest.mark.parametrize("reader", ["head -n 1", "true"])
+@pytest.mark.parametrize("module", ["experiments.configs.table", "centermerge_jax.cli"])
+def test_a_reader_that_goes_away_is_not_worth_a_message(module, reader, tmp_path):
+    """Also where all that is printed waits in a buffer until the reader has gone."""
+    folder = write_safetensors(tmp_path)[0]
+    command = f"import sys; sys.argv[1:] = ['inspect', {str(folder)!r}]\n"
+    if module == "centermerge_jax.cli":
+        command += "from centermerge_jax.cli import main; main()"
+    else:
+        command += f"import runpy; runpy.run_module({module!r}, run_name='__main__')"
+    # The sleep lets the reader go first.
+    program = f"import time; time.sleep({0.3 * (reader == 'true')})\n{command}"
+    piped = f"{sys.executable} -c {shlex.quote(program)} | {reader}"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {piped}"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == (reader != "true")

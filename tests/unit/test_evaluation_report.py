@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from centermerge_jax import evaluation_files as files
 from centermerge_jax import evaluation_report as report
-from centermerge_jax.errors import CheckpointError, ParameterError
+from centermerge_jax.errors import CheckpointError, DataError, ParameterError
 from centermerge_jax.evaluate import bootstrap, mean_accuracy, normalised
+from centermerge_jax.evaluation_drafts import check_output, drafted
 from centermerge_jax.task_results import TaskResult, Timing, task_result
 
 
@@ -123,8 +125,8 @@ def test_a_file_can_be_compared_with_later(results, tmp_path):
     settings = {"command": ["centermerge", "evaluate"], "heads_sha256": "ab"}
     path = tmp_path / "results.json"
     path.write_text("of an earlier run")
-    found = report.document(results, summary, settings=settings)
-    report.write_results(found, path)
+    found = files.document(results, summary, settings=settings)
+    files.write_results(found, path)
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
     stored = json.loads(path.read_text())
     assert stored["settings"] == settings
@@ -135,20 +137,20 @@ def test_a_file_can_be_compared_with_later(results, tmp_path):
     assert stored["tasks"]["dtd"]["confusion"] == [
         f"0:{row[0]} 1:{row[1]}" for row in table
     ]
-    for name, answers in report.read_answers(path).items():
+    for name, answers in files.read_answers(path).items():
         expected = results[name].answers
         np.testing.assert_array_equal(answers.labels, expected.labels)
         np.testing.assert_array_equal(answers.predictions, expected.predictions)
         assert (answers.classes, answers.metric) == (2, "accuracy")
-    assert report.summarise(results, report.read_answers(path)).normalised == 1
+    assert report.summarise(results, files.read_answers(path)).normalised == 1
 
 
 def test_answers_can_be_left_out(results, tmp_path):
     summary = report.summarise(results, replicates=10)
-    found = report.document(results, summary, settings={}, items=False)
-    report.write_results(found, tmp_path / "r.json")
+    found = files.document(results, summary, settings={}, items=False)
+    files.write_results(found, tmp_path / "r.json")
     with pytest.raises(CheckpointError, match=r"r.json was .* answers to dtd, mnist"):
-        report.read_answers(tmp_path / "r.json")
+        files.read_answers(tmp_path / "r.json")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"tasks": {"a": {}}}'])
@@ -156,7 +158,7 @@ def test_other_files_are_errors(tmp_path, text):
     path = tmp_path / "r.json"
     path.write_text(text)
     with pytest.raises(CheckpointError, match="holds no results of an evaluation"):
-        report.read_answers(path)
+        files.read_answers(path)
 
 
 @pytest.mark.parametrize(
@@ -165,21 +167,98 @@ def test_other_files_are_errors(tmp_path, text):
 def test_damaged_files_are_errors(results, tmp_path, change):
     path = tmp_path / "r.json"
     summary = report.summarise(results, replicates=10)
-    found = report.document(results, summary, settings={})
+    found = files.document(results, summary, settings={})
     found["tasks"]["dtd"] |= change
-    report.write_results(found, path)
+    files.write_results(found, path)
     with pytest.raises(CheckpointError, match="holds no results of an evaluation"):
-        report.read_answers(path)
+        files.read_answers(path)
 
 
 def test_nothing_is_left_of_what_cannot_be_written(tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot write .*No such file"):
-        report.write_results({}, tmp_path / "nowhere" / "r.json")
+        files.write_results({}, tmp_path / "nowhere" / "r.json")
     with pytest.raises(CheckpointError, match=r"r.json: No such file"):
-        report.read_answers(tmp_path / "r.json")
+        files.read_answers(tmp_path / "r.json")
     (tmp_path / "r.json").mkdir()
     with pytest.raises(CheckpointError, match=r"cannot write .*directory"):
-        report.write_results({}, tmp_path / "r.json")
+        files.write_results({}, tmp_path / "r.json")
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        report.write_results({"loss": float("nan")}, tmp_path / "s.json")
+        files.write_results({"loss": float("nan")}, tmp_path / "s.json")
+
+
+# --- drafts
+
+SETTINGS = {"command": ["centermerge", "evaluate"], "limit": None, "size": (2, 3)}
+
+
+def test_a_continued_evaluation_ends_in_the_same_file(results, tmp_path):
+    path, whole = tmp_path / "results.json", tmp_path / "whole.json"
+    names = list(results)
+    with drafted(path, names, SETTINGS) as draft:
+        draft.keep({"mnist": results["mnist"]})
+    stored = json.loads(path.read_text())
+    assert (stored["summary"], stored["unfinished"]) == (None, ["dtd"])
+    assert list(files.read_answers(path)) == ["mnist"]
+    check_output(path, resume=True)
+    with drafted(path, names, SETTINGS | {"command": ["again"]}) as draft:
+        assert list(draft.results) == ["mnist"]
+        draft.keep({"dtd": results["dtd"]})
+        assert json.loads(path.read_text())["unfinished"] == []
+        draft.finish(report.summarise(draft.results, replicates=50))
+    summary = report.summarise(results, replicates=50)
+    found = files.document(results, summary, settings=SETTINGS, date=stored["date"])
+    files.write_results(found, whole)
+    assert path.read_bytes() == whole.read_bytes()
+    with pytest.raises(CheckpointError, match="exists already"):
+        check_output(path, resume=True)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DataError("pcam: damaged")])
+def test_what_is_finished_is_kept_and_said(results, tmp_path, error):
+    path = tmp_path / "results.json"
+
+    def fail_after(finished):
+        with drafted(path, list(results), SETTINGS) as draft:
+            if finished:
+                draft.keep(finished)
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        fail_after({})
+    assert "kept" not in str(caught.value)
+    assert not path.exists()
+    with pytest.raises(type(error), match="kept: --resume continues"):
+        fail_after({"dtd": results["dtd"]})
+    assert list(files.read_answers(path)) == ["dtd"]
+
+
+def test_only_the_same_evaluation_is_continued(results, tmp_path):
+    path = tmp_path / "results.json"
+    with drafted(path, list(results), SETTINGS) as draft:
+        draft.keep({"dtd": results["dtd"]})
+    with pytest.raises(CheckpointError, match="continue it with --resume, or remove"):
+        check_output(path, resume=False)
+    with (
+        pytest.raises(CheckpointError) as caught,
+        drafted(path, ["dtd", "svhn"], SETTINGS | {"limit": 5}),
+    ):
+        raise AssertionError
+    assert "2 differences from the unfinished evaluation" in str(caught.value)
+    assert "limit was None, now 5" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "7", '{"tasks": {}}'])
+def test_other_files_are_in_the_way(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match="exists already"):
+            check_output(path, resume=resume)
+    damaged = '{"unfinished": ["dtd"], "tasks": {"dtd": {}}}'
+    path.write_text(damaged)
+    with (
+        pytest.raises(CheckpointError, match="holds no results"),
+        drafted(path, ["dtd"], {}),
+    ):
+        raise AssertionError
