@@ -11,7 +11,9 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import public_names as public
 import pytest
+from disk import write_hub
 from safetensors.numpy import load_file
 
 import centermerge_jax as cm
@@ -236,6 +238,42 @@ def test_an_interrupted_evaluation_goes_on(made, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*words[:4], *words[6:], "--resume"])
     assert "--resume continues a file" in capsys.readouterr().err
+
+
+def test_merged_classifiers_of_dinov2_with_each_expert_s_head(made, tmp_path):
+    """Heads of two widths of the backbone, on a backbone that has none."""
+    _, data_dir, _ = made
+    config = {"model_type": "dinov2", "num_attention_heads": 1, "image_size": 70}
+    counts = {"mnist": 10, "pcam": 2, "svhn": 10}
+    for i, (task, classes) in enumerate(counts.items()):
+        shapes = public.hf_dinov2(vision=(64, 256, 26, 14), prefix="dinov2.")
+        shapes |= public.layer("classifier", classes, 2 * 64)
+        rng = np.random.default_rng(i)
+        leaves = {k: rng.normal(size=s) / 8 for k, s in shapes.items()}
+        leaves = {k: x.astype(np.float32) for k, x in leaves.items()}
+        write_hub(tmp_path / task, leaves, config=config)
+    experts = {task: str(tmp_path / task) for task in counts}
+    merged, written = str(tmp_path / "merged"), tmp_path / "results.json"
+    recipe = ["--method", "cart", "--rank", "0.25", "--scale", "1.5"]
+    main(["merge", *experts.values(), "-o", merged, *recipe, "--exclude", "class.*"])
+    how = ["--data-dir", str(data_dir), "--size", "70", "--output"]
+    own = [f"--heads={task}={experts[task]}" for task in ("mnist", "pcam")]
+    main(["evaluate", merged, "--tasks", "mnist", "pcam", *own, *how, str(written)])
+    tasks = json.loads(written.read_text())["tasks"]
+    assert {task: found["classes"] for task, found in tasks.items()} == {
+        "mnist": 10,
+        "pcam": 2,
+    }
+    # An expert's own head, from its own checkpoint or named apart.
+    for heads_of in ([], own[:1]):
+        output = str(tmp_path / f"{len(heads_of)}.json")
+        alone = ["evaluate", experts["mnist"], "--tasks", "mnist", *heads_of, *how]
+        main([*alone, output])
+    first, second = (
+        json.loads((tmp_path / f"{i}.json").read_text())["tasks"]["mnist"]["answers"]
+        for i in (0, 1)
+    )
+    assert first == second
 
 
 @pytest.mark.parametrize(
