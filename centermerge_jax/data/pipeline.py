@@ -9,6 +9,7 @@ and no example is met twice.
 """
 
 import dataclasses
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,7 @@ class Batches:
         if self.workers:
             _allow_workers()
             options = grain.MultiprocessingOptions(num_workers=self.workers)
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, _leave_interrupts)
         iterator = iter(dataset)
         try:
             for arrays in iterator:
@@ -119,6 +120,12 @@ class Batches:
                     yield arrays
         finally:
             iterator.close()
+
+
+def _leave_interrupts(worker: int, count: int) -> None:
+    """Ctrl-C is for the process that started the workers: it ends them."""
+    del worker, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _allow_workers() -> None:
