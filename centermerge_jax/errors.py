@@ -15,7 +15,9 @@ leaf per run is misery. The command line prints any `MergeError` on stderr witho
 traceback and exits with status 2; whatever else escapes is a bug and exits with 1.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _SHOWN = 20
 
@@ -75,3 +77,18 @@ def listing(header: str, problems: Sequence[str], cure: str = "") -> str:
     if cure:
         lines.append(cure)
     return "\n".join(lines)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two JSON objects, a line for each key.
+
+    Example:
+      >>> changes({"rank": 8, "scale": 1.5}, {"rank": 8, "scale": 2.0})
+      ['scale was 1.5, now 2.0']
+    """
+    now = json.loads(json.dumps(now))
+    return [
+        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from centermerge_jax.checkpoints import refuse_existing
-from centermerge_jax.errors import CheckpointError, MergeError, listing
+from centermerge_jax.errors import CheckpointError, MergeError, changes, listing
 from centermerge_jax.evaluation_files import (
     document,
     now,
@@ -107,7 +107,10 @@ def drafted(
         stored, results = read_results(path)
         before = _identity([*results, *stored[_UNFINISHED]], stored)
         current = {"settings": settings, "versions": versions()}
-        _check_same(path, before, _identity(tasks, current))
+        if problems := changes(before, _identity(tasks, current)):
+            header = f"{path}: {{n}} difference{{s}} from the unfinished evaluation"
+            cure = f"Run it as it was, or remove {path} to begin anew."
+            raise CheckpointError(listing(header, problems, cure))
         draft = Draft(path, tuple(tasks), stored["settings"], results, stored["date"])
     try:
         yield draft
@@ -130,21 +133,3 @@ def _identity(tasks: Sequence[str], stored: Mapping[str, Any]) -> dict[str, Any]
     """What has to be the same for results to be of one evaluation."""
     told = {key: x for key, x in stored["settings"].items() if key != "command"}
     return {**told, "tasks": sorted(tasks), "versions": stored["versions"]}
-
-
-def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    now = json.loads(json.dumps(now))
-    problems = [
-        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{path}: "
-            + listing(
-                "{n} difference{s} from the unfinished evaluation",
-                problems,
-                f"Run it as it was, or remove {path} to begin anew.",
-            )
-        )

@@ -157,12 +157,15 @@ def timm(
     return shapes
 
 
-def hf_dinov2(depth=2, vision=(WIDTH, HIDDEN, TOKENS, PATCH), prefix=""):
-    """`Dinov2Model`."""
+def hf_dinov2(
+    depth=2, vision=(WIDTH, HIDDEN, TOKENS, PATCH), prefix="", *, registers=0
+):
+    """`Dinov2Model`, or `Dinov2WithRegistersModel`."""
     width, hidden, tokens, patch = vision
     shapes = {
         "embeddings.cls_token": (1, 1, width),
         "embeddings.mask_token": (1, width),
+        **({"embeddings.register_tokens": (1, registers, width)} if registers else {}),
         "embeddings.position_embeddings": (1, tokens, width),
         "embeddings.patch_embeddings.projection.weight": (width, 3, patch, patch),
         "embeddings.patch_embeddings.projection.bias": (width,),

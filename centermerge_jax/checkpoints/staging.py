@@ -21,7 +21,7 @@ import numpy as np
 from centermerge_jax.checkpoints import safetensors_writing
 from centermerge_jax.checkpoints.checkpoint import Leaf
 from centermerge_jax.checkpoints.safetensors_writing import Layout
-from centermerge_jax.errors import CheckpointError, MergeError, listing
+from centermerge_jax.errors import CheckpointError, MergeError, changes, listing
 
 try:
     import fcntl
@@ -219,12 +219,7 @@ def _journal(folder: Path) -> list[dict[str, Any]]:
 def _check_same(
     output: Path, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    now = json.loads(json.dumps(now))
-    problems = [
-        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    problems = changes(before, now)
     if problems:
         raise CheckpointError(
             f"{output}: "

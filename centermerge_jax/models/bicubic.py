@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 
 def resize(
-    table: Float[Array, "rows cols d"], rows: int, cols: int
+    table: Float[Array, "rows cols d"], rows: int, cols: int, *, smooth: bool = False
 ) -> Float[Array, "{rows} {cols} d"]:
     """The table at another size, by cubics along both axes.
 
@@ -15,6 +15,7 @@ def resize(
       table: A vector for each place of a grid.
       rows: Wanted rows of the grid.
       cols: Wanted columns.
+      smooth: Whether shrinking smooths: see `smooth_weights`.
 
     Returns:
       The table itself where the size is its own already.
@@ -25,10 +26,11 @@ def resize(
     """
     if table.shape[:2] == (rows, cols):
         return table
+    line = smooth_weights if smooth else weights
     return jnp.einsum(
         "ri,cj,ijd->rcd",
-        weights(table.shape[0], rows),
-        weights(table.shape[1], cols),
+        line(table.shape[0], rows),
+        line(table.shape[1], cols),
         table,
         precision=jax.lax.Precision.HIGHEST,
     )
@@ -68,3 +70,23 @@ def weights(
         edge = np.clip(index, 0, source - 1)
         np.add.at(matrix, (np.arange(target), edge), np.where(x <= 1, near, far))
     return matrix.astype(np.float32)
+
+
+def smooth_weights(source: int, target: int) -> Float[np.ndarray, "target source"]:
+    """As `weights`, with the kernel as wide as the distance of the wanted samples.
+
+    This is what PyTorch calls antialiasing, and Pillow resizing: the kernel's parameter
+    is -1/2, and what it would take from outside is taken from all inside.
+
+    Example:
+      >>> [f"{weight:.2f}" for weight in smooth_weights(4, 2)[0]]
+      ['0.46', '0.46', '0.12', '-0.04']
+    """
+    scale = source / target
+    centres = (np.arange(target) + 0.5) * scale
+    places = np.arange(source) + 0.5
+    x = np.abs(places[None] - centres[:, None]) / max(scale, 1.0)
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    matrix = np.where(x <= 1, near, np.where(x <= 2, far, 0.0))
+    return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -51,7 +51,7 @@ FAMILIES: Mapping[str, Family] = {
         Family("hf-clip", "clip", HF_CLIP, ("clip", "clip_vision_model")),
         Family("hf-clip-vision", "clip", HF_CLIP_VISION, ("clip_vision_model",)),
         Family("timm", "vit", TIMM),
-        Family("hf-dinov2", "vit", HF_DINOV2, ("dinov2",)),
+        Family("hf-dinov2", "vit", HF_DINOV2, ("dinov2", "dinov2_with_registers")),
         Family("hf-bert", "bert", HF_BERT, ("bert",)),
         Family("hf-roberta", "bert", HF_ROBERTA, ("roberta", "xlm-roberta")),
         Family("hf-gpt2", "gpt2", HF_GPT2, ("gpt2",)),

@@ -130,7 +130,10 @@ class Embed(nnx.Module):
         if self.config.registers:
             lead.append(self.register_tokens[...])
         table = positions.reshape(self.config.grid, self.config.grid, width)
-        x = (x + bicubic.resize(table, rows, cols)[None]).reshape(n, -1, width)
+        # Models with registers were trained with positions that are smoothed.
+        smooth = self.config.registers > 0
+        table = bicubic.resize(table, rows, cols, smooth=smooth)
+        x = (x + table[None]).reshape(n, -1, width)
         before = [jnp.broadcast_to(part, (n, *part.shape)) for part in lead]
         return jnp.concatenate([*before, x], axis=1)
 

@@ -236,6 +236,13 @@ def test_a_vision_transformer_between_two_libraries(tmp_path):
         CheckpointError, match="blocks/0/layer_scale1/scale: is missing"
     ):
         convert(plain, tmp_path / "x", target="hf-dinov2")
+    # timm's with registers has no position of the class token, theirs has.
+    registers = public.timm(vision=(64, 256, 10, 2), layer_scale=True, registers=4)
+    source, _ = write(tmp_path / "registers.safetensors", registers)
+    with pytest.raises(CheckpointError, match="is a vit, which hf-dinov2 cannot hold"):
+        convert(source, tmp_path / "x", target="hf-dinov2")
+    convert(source, tmp_path / "flax", target="flax")
+    assert load_model(tmp_path / "flax").config.registers == 4
 
 
 def test_tensors_that_files_save_once_have_both_names(tmp_path, monkeypatch):

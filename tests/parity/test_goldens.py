@@ -86,17 +86,18 @@ def test_timm(name):
     facts, known = golden(name)
     params, config = model(facts)
     head = params.pop("head", None)
-    prepared = facts["config"]["pretrained_cfg"]["input_size"][-1]
-    assert prepared == config.grid * config.patch
-    images = jnp.asarray(weights.images(2, prepared, prepared))
+    stored = facts["config"]["pretrained_cfg"]["input_size"][-1]
+    assert stored == config.grid * config.patch
+    images = jnp.asarray(weights.images(2, *facts["size"]))
     features = vit.apply(params, images, config=config)
     assert_same(features, known["features"])
     if "logits" in known:
         assert_same(heads.apply(head, features), known["logits"])
 
 
-def test_dinov2_with_a_classifier():
-    facts, known = golden("hf_dinov2_classifier")
+@pytest.mark.parametrize("name", ["hf_dinov2_classifier", "hf_dinov2_registers"])
+def test_dinov2_with_a_classifier(name):
+    facts, known = golden(name)
     params, config = model(facts)
     head = params.pop("head")
     images = jnp.asarray(weights.images(2, 56, 70))

@@ -51,6 +51,7 @@ WHOLE = {
     "hf-clip-vision": ("", public.hf_clip_vision(12, (768, 3072, 50, 32), "")),
     "timm": ("", public.timm(12, (768, 3072, 197, 16))),
     "hf-dinov2": ("", public.hf_dinov2(*SMALL)),
+    "hf-dinov2, registers": ("", public.hf_dinov2(*SMALL, registers=4)),
     "hf-dinov2, head": ("dinov2.", public.hf_dinov2(*SMALL, prefix="dinov2.")),
     "hf-bert": ("", public.hf_bert(*BERT_BASE)),
     "hf-bert, head": (
@@ -180,6 +181,13 @@ def test_vision_transformers():
     assert families.model_config(registers) == ViTConfig(
         patch=14, grid=37, width=384, heads=6, class_position=False, registers=4
     )
+    theirs = headers(public.hf_dinov2(*SMALL, registers=4))
+    with_registers = dataclasses.replace(expected, registers=4)
+    assert families.model_config(theirs) == with_registers
+    said = families.hf_config(with_registers)
+    assert said["architectures"] == ["Dinov2WithRegistersModel"]
+    with pytest.raises(CheckpointError, match="num_register_tokens: is 4, but 0"):
+        families.model_config(small, said)
 
 
 def test_language_models():

@@ -69,6 +69,7 @@ FORMS = {
     "timm, layer scale": (TIMM, FLAX_VIT, public.timm(layer_scale=True)),
     "timm, registers": (TIMM, FLAX_VIT, public.timm(registers=4)),
     "hf-dinov2": (HF_DINOV2, FLAX_VIT, public.hf_dinov2()),
+    "hf-dinov2, registers": (HF_DINOV2, FLAX_VIT, public.hf_dinov2(registers=4)),
     "hf-dinov2, head": (
         HF_DINOV2,
         FLAX_VIT,

@@ -14,18 +14,18 @@ import timm
 import torch
 import weights
 
+# With the height and width of the images; the second model resizes its positions.
 MODELS = {
-    "timm_vit_b16": "vit_base_patch16_224.augreg_in21k_ft_in1k",
-    "timm_dinov2_reg4": "vit_small_patch14_reg4_dinov2.lvd142m",
+    "timm_vit_b16": ("vit_base_patch16_224.augreg_in21k_ft_in1k", (224, 224)),
+    "timm_dinov2_reg4": ("vit_small_patch14_reg4_dinov2.lvd142m", (98, 126)),
 }
 PACKAGES = ("timm", "torch", "numpy")
 
 
 @torch.inference_mode()
-def outputs(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Features of images of the model's own size, and logits if it has a head."""
-    side = model.pretrained_cfg["input_size"][-1]
-    planes = weights.images(2, side, side).transpose(0, 3, 1, 2).copy()
+def outputs(model: torch.nn.Module, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Features of images, and logits if the model has a head."""
+    planes = weights.images(2, *size).transpose(0, 3, 1, 2).copy()
     tokens = model.forward_features(torch.from_numpy(planes))
     arrays = {"features": model.forward_head(tokens, pre_logits=True).numpy()}
     if model.num_classes:
@@ -35,7 +35,8 @@ def outputs(model: torch.nn.Module) -> dict[str, np.ndarray]:
 
 def check(name: str, *, write: bool) -> list[str]:
     """Compares one model with its golden, or writes that."""
-    model = timm.create_model(MODELS[name], pretrained=False).eval()
+    model_name, size = MODELS[name]
+    model = timm.create_model(model_name, dynamic_img_size=True).eval()
     shapes = {key: tuple(x.shape) for key, x in model.state_dict().items()}
     made = {
         key: torch.from_numpy(weights.leaf(key, shape)) for key, shape in shapes.items()
@@ -47,11 +48,12 @@ def check(name: str, *, write: bool) -> list[str]:
         for key in ("input_size", "crop_pct", "interpolation", "mean", "std")
     }
     facts = {
-        "model": MODELS[name],
+        "model": model_name,
+        "size": size,
         "leaves": weights.fold(shapes),
-        "config": {"architecture": MODELS[name], "pretrained_cfg": stated},
+        "config": {"architecture": model_name, "pretrained_cfg": stated},
     }
-    return goldens.keep(name, outputs(model), facts, packages=PACKAGES, write=write)
+    return goldens.keep(name, outputs(model, size), facts, packages=PACKAGES, write=write)
 
 
 def main() -> None:

@@ -149,6 +149,19 @@ CASES = {
         dict,
         dinov2_logits,
     ),
+    "hf_dinov2_registers": Case(
+        transformers.Dinov2WithRegistersForImageClassification,
+        transformers.Dinov2WithRegistersConfig(
+            hidden_size=384,
+            num_attention_heads=6,
+            num_hidden_layers=2,
+            patch_size=14,
+            image_size=518,
+            num_labels=10,
+        ),
+        dict,
+        dinov2_logits,
+    ),
     "hf_bert_minilm": Case(
         transformers.BertModel,
         transformers.BertConfig(

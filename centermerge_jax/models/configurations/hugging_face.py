@@ -95,15 +95,17 @@ def _vision(config: ViTConfig) -> dict[str, Any]:
 
 
 def _dinov2(config: ViTConfig, names: Collection[str]) -> dict[str, Any]:
-    # Without layer scale it is no DINOv2. The words are those of Hugging Face's ViT
-    # then, and serve our own reading.
-    if not config.layer_scale:
+    # Without layer scale, or a position of the class token, it is no DINOv2 of theirs.
+    # The words are those of Hugging Face's ViT then, and serve our own reading.
+    if not (config.layer_scale and config.class_position):
         return {"model_type": "vit", **_vision(config)}
-    headed = "head/kernel" in names
+    registers = {"num_register_tokens": config.registers} if config.registers else {}
+    kind = "ForImageClassification" if "head/kernel" in names else "Model"
     return {
-        "architectures": ["Dinov2ForImageClassification" if headed else "Dinov2Model"],
-        "model_type": "dinov2",
+        "architectures": [f"Dinov2{'WithRegisters' if registers else ''}{kind}"],
+        "model_type": "dinov2_with_registers" if registers else "dinov2",
         **_vision(config),
+        **registers,
         "mlp_ratio": _whole(config.mlp_ratio),
         "use_mask_token": not names or "extra/embeddings.mask_token" in names,
     }

@@ -130,6 +130,7 @@ def _lengths(match: Match, tower: str, reader: Reader) -> dict[str, Any]:
         patch_size=lengths["patch"],
         num_channels=3,
         use_swiglu_ffn=False,
+        num_register_tokens=lengths.get("registers", 0),
     )
     return {
         "patch": lengths["patch"],

@@ -75,6 +75,13 @@ HF_DINOV2 = Table(
     "hf-dinov2",
     (
         one("embeddings.cls_token", "embed/class_token", "width", TOKEN),
+        one(
+            "embeddings.register_tokens",
+            "embed/register_tokens",
+            "registers width",
+            ROW,
+            group="registers",
+        ),
         one("embeddings.position_embeddings", "embed/positions", "tokens width", ROW),
         patches("embeddings.patch_embeddings.projection", "embed/patch"),
         one("embeddings.patch_embeddings.projection.bias", "embed/patch/bias", "width"),
