@@ -37,14 +37,22 @@ from centermerge_jax.evaluate import (
     normalised,
     wilson,
 )
-from centermerge_jax.methods import METHODS, Method, greedy_soup
+from centermerge_jax.methods import (
+    METHODS,
+    Method,
+    greedy_soup,
+    regmean,
+    weight_average,
+)
 from centermerge_jax.models import dinov2
 from centermerge_jax.statistics import (
     Kind,
     Origin,
+    expert_digest,
     fisher_statistics,
     gram_statistics,
     leaf_digests,
+    merged_prefix_grams,
     write_statistics,
 )
 
@@ -114,22 +122,29 @@ class Models:
         return found
 
     def statistics(self, kind: Kind) -> dict[str, Any]:
-        """Gram matrices, or Fisher numbers, of each expert on its own images."""
+        """What `centermerge statistics` measures, on training images of each task."""
+        batches = {
+            name: list(_batches(split["train"], EXAMPLES))
+            for name, split in self.splits.items()
+        }
+        params = {name: as_params(leaves) for name, leaves in self.experts.items()}
+        features = self.backbone.features
+        if kind == "gram":
+            return {
+                name: gram_statistics(features, params[name], batches[name])
+                for name in params
+            }
+        if kind == "merged_gram":
+            return merged_prefix_grams(features, params, batches, merge=_regmean)
         found = {}
-        for name, leaves in self.experts.items():
-            train, head = self.splits[name]["train"], self.heads[name]
+        for name, head in self.heads.items():
 
             def logits(params: Any, tokens: Any, head: Head = head) -> Any:
-                return self.backbone.features(params, tokens) @ head.kernel + head.bias
+                return features(params, tokens) @ head.kernel + head.bias[None]
 
-            trained = as_params(leaves)
-            batches = list(_batches(train, EXAMPLES))
-            if kind == "fisher":
-                key = jax.random.key(0)
-                numbers = fisher_statistics(logits, trained, batches, key=key)
-                found[name] = flat_leaves(numbers)
-            else:
-                found[name] = gram_statistics(logits, trained, batches)
+            key = jax.random.key(0)
+            numbers = fisher_statistics(logits, params[name], batches[name], key=key)
+            found[name] = flat_leaves(numbers)
         return found
 
     def path(self, name: str) -> Path:
@@ -137,6 +152,13 @@ class Models:
         if name == "base":
             return self.folder / "pretrained.safetensors"
         return self.folder / "experts" / f"{name}.safetensors"
+
+
+def _regmean(leaves: Any, grams: Any) -> Any:
+    """A block merged, as far as it has matrices, with those above as they were."""
+    if not any(grams.values()):
+        return weight_average(leaves)
+    return regmean(leaves, grams=grams)
 
 
 @dataclass(frozen=True)
@@ -238,17 +260,22 @@ def from_files(
 def write_all_statistics(models: Models, kind: Kind, found: Any) -> dict[str, Path]:
     """The statistics as files, for merges from files."""
     paths = {}
+    digests = {
+        name: leaf_digests(open_checkpoint(models.path(name)).read_all().items())
+        for name in found
+    }
+    together = {name: expert_digest(each) for name, each in digests.items()}
     for name, values in found.items():
         path = models.folder / f"{name}-{kind}.safetensors"
         path.unlink(missing_ok=True)
-        checkpoint = open_checkpoint(models.path(name))
         origin = Origin(
             kind=kind,
             task=name,
             examples=EXAMPLES,
             source="train",
-            expert=str(checkpoint.path),
-            expert_sha256=leaf_digests(checkpoint.read_all().items()),
+            expert=str(models.path(name)),
+            expert_sha256=digests[name],
+            together=together if kind == "merged_gram" else {},
         )
         write_statistics(path, values, origin=origin)
         paths[name] = path
@@ -261,7 +288,7 @@ def measure(
     """A method's row: its setting, test outcomes, time and memory."""
     method = METHODS[name]
     data, paths = statistics.get(method.data or "", ({}, {}))
-    given = {f"{method.data}s": data} if method.data else {}
+    given = {method.data_argument: data} if method.data else {}
     setting, tried = chosen_setting(name, method, models, given)
     tested: dict[str, Any] = {}
     seconds, peak = 0.0, 0
@@ -387,7 +414,8 @@ def main(
     if "experts" not in rows:
         rows |= reference_rows(models)
     statistics = {}
-    for kind in {METHODS[name].data for name in todo} - {None}:
+    kinds: set[Kind] = {data for name in todo if (data := METHODS[name].data)}
+    for kind in kinds:
         found = models.statistics(kind)
         statistics[kind] = (found, write_all_statistics(models, kind, found))
     for number, name in enumerate(todo, 1):

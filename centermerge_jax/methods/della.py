@@ -80,7 +80,7 @@ def della(
 def _rows(x: Any, *, view: MatrixView | None) -> Any:
     """Task vectors with the numbers of one row along the last axis."""
     if view is None:
-        return x if x.ndim > 1 else x[:, None]
+        return x
     matrices = view.to_matrix(x)
     return matrices.swapaxes(-1, -2) if view.inputs == "rows" else matrices
 

@@ -1,0 +1,154 @@
+"""Every method against its formula in NumPy float64."""
+
+import functools
+
+import numpy as np
+import pytest
+import zoo
+from numpy_methods import REFERENCES, wide
+
+from centermerge_jax import views
+from centermerge_jax.methods import METHODS
+from centermerge_jax.random_numbers import uniforms
+
+EVERY = pytest.mark.parametrize("name", list(METHODS))
+
+OTHERS = [
+    ("breadcrumbs", {"density": 0.3, "outliers": 0.2}),
+    ("consensus", {"threshold": 0.2, "agree": 3}),
+    ("dc_merge", {"keep": 0.2}),
+    ("fisher", {"floor": 0.01}),
+    ("from_merging", {"power": 2.0}),
+    ("iso_cts", {"common": 0.4}),
+    ("knots", {"density": 0.3}),
+    ("lata", {"curve": "log"}),
+    ("lata", {"curve": "threshold", "threshold": 0.0}),
+    ("quantised", {"bits": 3, "base_bits": 4}),
+    ("regmean", {"off_diagonal": 0.2}),
+    ("sce", {"density": 0.3}),
+    ("slerp", {"t": 0.9}),
+    ("star", {"energy": 0.8}),
+    ("subspace_boosting", {"beta": 0.3}),
+    ("svc", {"merger": "iso_c"}),
+    ("svc", {"merger": "tsv_m", "scale": 1.0}),
+    ("tsv_m", {"scale": 1.5}),
+    ("weight_scope_alignment", {"variance": "pooled"}),
+    ("wudi", {"learning_rate": 1e-3}),
+]
+
+
+def flat_kernel(rows):
+    """To and from `[out, in]` for a Flax kernel whose first axes are its inputs."""
+
+    def split(leaves):
+        (x,) = leaves
+        return [x.reshape(int(np.prod(x.shape[:rows])), -1).T]
+
+    def join(name):
+        return lambda matrices: [matrices[0].T.reshape(zoo.SHAPES[name])]
+
+    return split, join
+
+
+def layouts(*, fused):
+    """How the reference sees the leaves of the zoo."""
+    found = {}
+    for name in zoo.MATRICES:
+        split, join = flat_kernel(2 if name.endswith("out/kernel") else 1)
+        found[(name,)] = split, join(name)
+    if not fused:
+        return found
+    for layer in range(zoo.LAYERS):
+        # In the order of their names, as a tree has them.
+        names = tuple(
+            f"blocks/{layer}/attn/{x}/kernel" for x in ("key", "query", "value")
+        )
+        for name in names:
+            del found[(name,)]
+
+        def split(leaves):
+            return [np.concatenate([x.reshape(zoo.WIDTH, -1) for x in leaves], 1).T]
+
+        def join(matrices):
+            parts = np.split(matrices[0].T, 3, axis=1)
+            return [part.reshape(zoo.SHAPES[names[0]]) for part in parts]  # noqa: B023
+
+        found[names] = split, join
+    return found
+
+
+def reference(name, experts, base, *, fused=False, **told):
+    given = zoo.data(METHODS[name], experts)
+    if name in zoo.RANDOM:
+        given["uniforms"] = lambda *of: np.float64(uniforms(0, name, *of))
+    wide_experts = {task: wide(tree) for task, tree in experts.items()}
+    table = layouts(fused=fused)
+    return REFERENCES[name](wide_experts, wide(base), table, **told, **given)
+
+
+def agrees(found, wanted, base, *, tolerance=2e-4):
+    """Within a share of what the merge changes, as that is a float32 difference."""
+    for leaf, x in wanted.items():
+        unit = max(np.abs(x - base[leaf]).max(), 0.02)
+        np.testing.assert_allclose(
+            np.float64(found[leaf]), x, rtol=0, atol=tolerance * unit, err_msg=leaf
+        )
+
+
+@EVERY
+def test_the_formula(name):
+    experts, base = zoo.models()
+    experts = zoo.tasks_of(name, experts)
+    told = zoo.settings(METHODS[name])
+    found = zoo.run(name, experts, base, **told)
+    agrees(found, reference(name, experts, base, **told), base)
+
+
+@pytest.mark.parametrize(("name", "changed"), OTHERS)
+def test_other_hyperparameters(name, changed):
+    experts, base = zoo.models()
+    experts = zoo.tasks_of(name, experts)
+    told = zoo.settings(METHODS[name]) | changed
+    found = zoo.run(name, experts, base, **told)
+    agrees(found, reference(name, experts, base, **told), base)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, m in METHODS.items() if "views" in m.hyperparameters]
+)
+def test_queries_keys_and_values_as_one_matrix(name):
+    experts, base = zoo.models()
+    experts = zoo.tasks_of(name, experts)
+    told = zoo.settings(METHODS[name])
+    found = zoo.run(name, experts, base, **told, views=views.fused)
+    if name == "della":  # its rows are the same ones
+        return agrees(found, reference(name, experts, base, **told), base)
+    return agrees(found, reference(name, experts, base, fused=True, **told), base)
+
+
+def stacked(tree):
+    """The blocks' leaves stacked over the layers, as `nn.scan` has them."""
+    found = {n: x for n, x in tree.items() if not n.startswith("blocks/")}
+    for name in tree:
+        if name.startswith("blocks/0/"):
+            layers = [tree[name.replace("/0/", f"/{i}/")] for i in range(zoo.LAYERS)]
+            found[name.replace("/0/", "/")] = np.stack(layers)
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n, m in METHODS.items() if m.scope == "matrix" and n != "regmean_plus_plus"],
+)
+def test_layers_in_one_leaf_are_matrices_of_their_own(name):
+    experts, base = zoo.models()
+    told = zoo.settings(METHODS[name])
+    wanted = zoo.run(name, experts, base, **told)
+    given = {
+        kind: {task: stacked(tree) for task, tree in trees.items()}
+        for kind, trees in zoo.data(METHODS[name], experts).items()
+    }
+    see = functools.partial(views.auto, scanned="blocks/.*")
+    piled = {task: stacked(tree) for task, tree in experts.items()}
+    found = zoo.run(name, piled, stacked(base), **told, **given, views=see)
+    agrees(found, {n: np.float64(x) for n, x in stacked(wanted).items()}, stacked(base))
