@@ -68,6 +68,11 @@ class Encoder:
     features: Mapping[int, Features]
     preparation: Preprocessing | Tokenizer
 
+    @property
+    def usual(self) -> Features:
+        """The features where no head chooses."""
+        return next(iter(self.features.values()))
+
 
 def encoder(
     model: LoadedModel,

@@ -65,7 +65,7 @@ def task_grams(expert: TaskExpert, *, progress: Report = silent) -> Stored:
       DataError: Data is damaged, or a number is not finite.
     """
     params = _wide(expert.model.params)
-    features = expert.encoder.features
+    features = expert.encoder.usual
     found = gram_statistics(features, params, expert.batches, progress=progress)
     return stored_grams(expert.model, found)
 
@@ -92,7 +92,7 @@ def task_fisher(
       ParameterError: `labels` is unknown.
     """
     head = _wide(head)
-    features = expert.encoder.features
+    features = expert.encoder.features[heads.length(head)]
 
     def logits(params: Params, inputs: Any) -> Any:
         return heads.apply(head, features(params, inputs))
@@ -141,7 +141,7 @@ def task_merged_grams(
         return merge(leaves, grams=grams, views=views)
 
     found = merged_prefix_grams(
-        first.encoder.features,
+        first.encoder.usual,
         params,
         # They are gone through once for each block.
         {name: Cached(expert.batches) for name, expert in experts.items()},

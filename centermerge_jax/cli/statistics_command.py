@@ -220,7 +220,7 @@ class Statistics:
                 found[name] = task_grams(expert, progress=tell)
                 continue
             heads, remarks = read_heads(
-                self._heads(name), expert.model, [expert.task], expert.encoder.width
+                self._heads(name), expert.model, [expert.task], expert.encoder.features
             )
             for remark in remarks:
                 print(f"note: {remark}", file=sys.stderr)
