@@ -48,7 +48,7 @@ def task_uniforms(
       like: Task vectors of the leaf.
 
     Example:
-      >>> task_uniforms(0, "dare", ("a", "b"), "w", np.zeros((2, 3))).shape
+      >>> task_uniforms(0, "dare", ("a", "b"), "w", jax.numpy.zeros((2, 3))).shape
       (2, 3)
     """
     drawn = [uniforms(seed, method, task, leaf, like.shape[1:]) for task in tasks]

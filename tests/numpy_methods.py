@@ -573,11 +573,12 @@ def subspace_boosting(x, beta=0.01):
 
 def svc(experts, base, matrices, scale, merger="task_arithmetic"):
     def calibrated(x):
-        merged = {"task_arithmetic": lambda x: x.sum(axis=0), "iso_c": iso_c}.get(
-            merger, tsv_m
-        )(x)
+        merged = tsv_m(x) if merger == "tsv_m" else x.sum(axis=0)
         a = 1.0 if merger == "tsv_m" else 1 / len(x)
         u, s, vh = svd(scale * merged, full_matrices=False)
+        if merger == "iso_c":  # flat, it has no directions of its own
+            s = np.full_like(s, s.mean())
+            merged = (u * s) @ vh / scale
         gammas = []
         for r in range(len(s)):
             whole = u[:, r] @ (scale * merged)

@@ -9,10 +9,9 @@ from jaxtyping import Array, Float
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.linalg import MEMORY, LowRank
 from centermerge_jax.matrixwise import Rest, merge_matrices
-from centermerge_jax.methods.iso import flattened_sum
 from centermerge_jax.methods.tsv import whitened
 from centermerge_jax.task_vectors import Experts
-from centermerge_jax.transforms.spectra import product, svd
+from centermerge_jax.transforms.spectra import flat, product, svd
 from centermerge_jax.trees import Params
 from centermerge_jax.views import Views
 
@@ -53,6 +52,10 @@ def svc(
       ViewError: A leaf of two or more axes has no view.
       ParameterError: A hyperparameter is out of range.
 
+    Note:
+      All directions of what `iso_c` gives are equally long, so that it has no singular
+      vectors of its own; they are taken from the sum.
+
     References:
       "SVC", 2026, arXiv:2602.05536.
     """
@@ -80,15 +83,14 @@ def _calibrated(
 ) -> Float[Array, "out in"]:
     """The calibrated matrix before it is scaled, as its scale is a factor of it."""
     tasks = len(x)
-    if merger == "task_arithmetic":
-        merged = x.sum(0)
-    elif merger == "iso_c":
-        merged = flattened_sum(x)
-    else:
+    if merger == "tsv_m":
         k = max(1, min(x.shape[1:]) // tasks)
         u, s, vh = svd(x)
         merged, _ = whitened(LowRank(u[..., :k], s[:, :k], vh[:, :k]))
-    u, s, vh = svd(merged)
+        u, s, vh = svd(merged)
+    else:
+        u, s, vh = svd(x.sum(0))
+        s = flat(s) if merger == "iso_c" else s
     own = jnp.einsum("or,toi->tri", u, x, precision=Precision.HIGHEST)
     inner = scale * jnp.einsum("ri,tri->tr", s[:, None] * vh, own)
     square = (own * own).sum(-1)
