@@ -94,3 +94,62 @@ def as_json(methods: Mapping[str, Method]) -> dict[str, Any]:
         }
         for name, method in methods.items()
     }
+
+
+def page(methods: Mapping[str, Method]) -> str:
+    """All methods as a page of documentation, in Markdown."""
+    head = ("method", "needs", "sees", "hyperparameters", "holds", "from")
+    lines = [f"| {' | '.join(head)} |", "|---|---|---|---|---|---|"]
+    for name, method in methods.items():
+        told = []
+        for key, parameter in method.own.items():
+            default = parameter.default
+            given = "" if default in (parameter.empty, None) else f" = {default}"
+            grid = ", ".join(map(str, method.grid.get(key, ())))
+            told.append(f"`{key}{given}`" + (f" ({grid})" if grid else ""))
+        cells = (
+            f"`{name}`<br>{method.summary}",
+            ", ".join(needs(method)),
+            method.scope,
+            "<br>".join(told),
+            ", ".join(method.laws),
+            method.reference,
+        )
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        lines.append(f"| {' | '.join(escaped)} |")
+    return _INTRODUCTION + "\n".join(lines) + "\n"
+
+
+_INTRODUCTION = """\
+# All methods
+
+Made from the registry by `python -m centermerge_jax.method_pages`; a test keeps it so.
+`centermerge methods NAME` shows the formula of one and how to write its settings;
+`cm.methods.NAME` is the function.
+
+*Needs* is what a method takes beside the experts: the pretrained model (`--base`), the
+name of the task whose model it makes (`--set task=...`), statistics of the experts'
+data (`--statistics`, from `centermerge statistics`). *Sees* is how much of a model it
+has to have at once: single numbers, matrices, leaves, or the whole tree (then the
+merge holds everything in memory). Values in brackets are those that
+`experiments/all_methods.py` tries. *Holds* names the laws that a test checks of it:
+
+- order: the order of the experts does not matter;
+- translation: what is added to all experts and the base is added to the result;
+- scale_zero: with scale 0 it is its origin, the base or the mean;
+- one_expert: one expert alone is returned; equal: equal experts are returned;
+- linear: task vectors twice as long change the origin twice as much.
+
+Adding, negating and analogies of tasks are `task_arithmetic` with a scale for each
+task: `scale={"a": 1, "b": 1}`, `{"a": -1}`, `{"c": 1, "b": 1, "a": -1}`. CART around
+another origin, such as another merge, is `truncated_task_arithmetic` with that as base
+and `rest="base"`. Merging parts of a network only, and keeping the others of one model,
+is `--keep REGEX --keep-from NAME` for any method.
+
+"""
+
+
+if __name__ == "__main__":
+    from centermerge_jax.methods import METHODS
+
+    print(page(METHODS), end="")
