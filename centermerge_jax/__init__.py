@@ -16,7 +16,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from centermerge_jax import methods as methods
     from centermerge_jax import stream as stream
+    from centermerge_jax import transforms as transforms
     from centermerge_jax import views as views
     from centermerge_jax.errors import CheckpointError as CheckpointError
     from centermerge_jax.errors import DataError as DataError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from centermerge_jax.errors import ParameterError as ParameterError
     from centermerge_jax.errors import StructureError as StructureError
     from centermerge_jax.errors import ViewError as ViewError
+    from centermerge_jax.leafwise import merge_leaves as merge_leaves
     from centermerge_jax.linalg import Frame as Frame
     from centermerge_jax.linalg import LowRank as LowRank
     from centermerge_jax.linalg import SvdReport as SvdReport
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from centermerge_jax.linalg import truncated_svd as truncated_svd
     from centermerge_jax.low_rank_experts import center_factors as center_factors
     from centermerge_jax.low_rank_experts import subtract_factors as subtract_factors
+    from centermerge_jax.matrixwise import merge_matrices as merge_matrices
     from centermerge_jax.methods import METHODS as METHODS
     from centermerge_jax.methods import cart as cart
     from centermerge_jax.methods import task_arithmetic as task_arithmetic
@@ -79,6 +83,8 @@ _HOMES = {
     "fisher_statistics": "statistics",
     "gram_statistics": "statistics",
     "merged_prefix_grams": "statistics",
+    "merge_leaves": "leafwise",
+    "merge_matrices": "matrixwise",
     "orthonormalize": "linalg",
     "polar": "linalg",
     "project": "linalg",
@@ -96,7 +102,7 @@ _HOMES = {
     "weight_average": "methods",
     "write_statistics": "statistics",
 }
-_MODULES = ("stream", "views")
+_MODULES = ("methods", "stream", "transforms", "views")
 
 __all__ = [
     "METHODS",
@@ -117,7 +123,10 @@ __all__ = [
     "combine",
     "fisher_statistics",
     "gram_statistics",
+    "merge_leaves",
+    "merge_matrices",
     "merged_prefix_grams",
+    "methods",
     "orthonormalize",
     "polar",
     "project",
@@ -130,6 +139,7 @@ __all__ = [
     "svd_report",
     "task_arithmetic",
     "ties",
+    "transforms",
     "truncate",
     "truncated_svd",
     "truncated_task_arithmetic",

@@ -39,6 +39,7 @@ from centermerge_jax.methods.registry import Method as Method
 from centermerge_jax.methods.registry import Scope as Scope
 from centermerge_jax.methods.regmean import regmean as regmean
 from centermerge_jax.methods.regmean import regmean_plus_plus as regmean_plus_plus
+from centermerge_jax.methods.selective import merge_some as merge_some
 from centermerge_jax.methods.soups import greedy_soup as greedy_soup
 from centermerge_jax.methods.sparse import breadcrumbs as breadcrumbs
 from centermerge_jax.methods.sparse import dare as dare
