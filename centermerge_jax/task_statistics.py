@@ -33,7 +33,6 @@ from centermerge_jax.statistics import (
 )
 from centermerge_jax.task_evaluation import Encoder
 from centermerge_jax.trees import compute_dtype, is_merged, named_leaves
-from centermerge_jax.views import resolve
 
 Stored = dict[str, np.ndarray]
 """Statistics by the leaf names of a checkpoint."""
@@ -111,14 +110,12 @@ def task_fisher(
 def task_merged_grams(
     experts: Mapping[str, TaskExpert],
     *,
-    merge: Callable[..., Any],
     progress: Report = silent,
 ) -> dict[str, Stored]:
     """Gram matrices of each expert's layers, behind layers that are merged already.
 
     Args:
       experts: By task name.
-      merge: RegMean: `merge(leaves of each task, grams=..., views=...)`.
       progress: Told the block, and the share of all that is done.
 
     Raises:
@@ -132,20 +129,11 @@ def task_merged_grams(
                 f"{name}: {expert.model.checkpoint.path} is a network of another shape "
                 f"than {first.model.checkpoint.path}"
             )
-    params = {name: _wide(expert.model.params) for name, expert in experts.items()}
-    table = resolve(next(iter(params.values())), None)
-
-    def merge_block(leaves: Mapping[str, Any], grams: Mapping[str, Any]) -> Any:
-        own = next(iter(leaves.values()))
-        views = {name: table[name] for name in own if name in table}
-        return merge(leaves, grams=grams, views=views)
-
     found = merged_prefix_grams(
         first.encoder.usual,
-        params,
+        {name: _wide(expert.model.params) for name, expert in experts.items()},
         # They are gone through once for each block.
         {name: Cached(expert.batches) for name, expert in experts.items()},
-        merge=merge_block,
         progress=progress,
     )
     return {

@@ -41,8 +41,6 @@ from centermerge_jax.methods import (
     METHODS,
     Method,
     greedy_soup,
-    regmean,
-    weight_average,
 )
 from centermerge_jax.models import dinov2
 from centermerge_jax.statistics import (
@@ -135,7 +133,7 @@ class Models:
                 for name in params
             }
         if kind == "merged_gram":
-            return merged_prefix_grams(features, params, batches, merge=_regmean)
+            return merged_prefix_grams(features, params, batches)
         found = {}
         for name, head in self.heads.items():
 
@@ -152,13 +150,6 @@ class Models:
         if name == "base":
             return self.folder / "pretrained.safetensors"
         return self.folder / "experts" / f"{name}.safetensors"
-
-
-def _regmean(leaves: Any, grams: Any) -> Any:
-    """A block merged, as far as it has matrices, with those above as they were."""
-    if not any(grams.values()):
-        return weight_average(leaves)
-    return regmean(leaves, grams=grams)
 
 
 @dataclass(frozen=True)

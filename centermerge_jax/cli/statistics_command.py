@@ -11,7 +11,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from centermerge_jax.progress import Report, progress
 
-_Experts = Annotated[tuple[str, ...], arg(metavar="EXPERT")]
+_Experts = Annotated[tuple[str, ...], arg(metavar="EXPERT ...")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,8 @@ class Statistics:
         from centermerge_jax.statistics import write_statistics
         from centermerge_jax.task_statistics import origins
 
+        if not self.experts:
+            raise ParameterError("statistics of what? Give the experts' checkpoints")
         if self.examples < 1:
             raise ParameterError(f"--examples is at least 1; got {self.examples}")
         places = self._places()
@@ -197,7 +199,6 @@ class Statistics:
         return TaskExpert(model, made, task, batches, source)
 
     def _measured(self, experts: Mapping[str, Any], report: Report) -> dict[str, Any]:
-        from centermerge_jax.methods import METHODS
         from centermerge_jax.task_evaluation import read_heads
         from centermerge_jax.task_statistics import (
             task_fisher,
@@ -206,8 +207,7 @@ class Statistics:
         )
 
         if self.kind == "merged_gram":
-            regmean = METHODS["regmean"].function
-            return task_merged_grams(experts, merge=regmean, progress=report)
+            return task_merged_grams(experts, progress=report)
         found = {}
         for number, (name, expert) in enumerate(experts.items()):
 

@@ -13,6 +13,7 @@ from typing import Any
 from jaxtyping import Array
 
 from centermerge_jax.errors import DataError, ParameterError
+from centermerge_jax.methods import regmean
 from centermerge_jax.progress import Report, silent
 from centermerge_jax.statistics.gram import (
     Apply,
@@ -22,11 +23,9 @@ from centermerge_jax.statistics.gram import (
 )
 from centermerge_jax.statistics.matrix_inputs import order_of_use
 from centermerge_jax.trees import Params, align, is_merged, named_experts
+from centermerge_jax.views import Views, resolve
 
 Leaves = dict[str, Any]
-
-MergeLeaves = Callable[[Mapping[str, Leaves], Mapping[str, Leaves]], Mapping[str, Any]]
-"""`merge(leaves of each task, their Gram matrices) -> merged leaves`."""
 
 
 def merged_prefix_grams(
@@ -34,7 +33,8 @@ def merged_prefix_grams(
     experts: Mapping[str, Params],
     batches: Mapping[str, Iterable[Batch]],
     *,
-    merge: MergeLeaves,
+    merge: Callable[..., Mapping[str, Any]] = regmean,
+    views: Views | None = None,
     progress: Report = silent,
 ) -> dict[str, dict[str, Array]]:
     """Gram matrices as of `gram_statistics`, behind layers that are already merged.
@@ -46,8 +46,9 @@ def merged_prefix_grams(
       apply: The model.
       experts: Parameters by task.
       batches: Of each task's data; gone through once for each block.
-      merge: Merges some leaves of all tasks, given Gram matrices for those that have
-        any: RegMean.
+      merge: `merge(leaves of each task, grams=..., views=...)`, of one block at a time;
+        `cm.methods.regmean`, or that with other hyperparameters.
+      views: Which leaves are matrices; `cm.views.auto` by default.
       progress: Told the block, and the share of all that is done.
 
     Returns:
@@ -57,6 +58,7 @@ def merged_prefix_grams(
     Raises:
       ParameterError: The tasks of the experts are not those of the data.
       StructureError: The experts are not the same tree.
+      ViewError: A leaf of two or more axes has no view.
       DataError: As for `gram_statistics`.
 
     Note:
@@ -65,22 +67,20 @@ def merged_prefix_grams(
 
     Example:
       >>> from types import SimpleNamespace
-      >>> import jax, jax.numpy as jnp
+      >>> import jax.numpy as jnp
       >>> import numpy as np
       >>> def apply(params, x):
-      ...     return x @ params["0"]["w"] @ params["1"]["w"]
+      ...     return x @ params["0"]["kernel"] @ params["1"]["kernel"]
       >>> def expert(size):
-      ...     return {"0": {"w": jnp.full((1, 1), size)}, "1": {"w": jnp.ones((1, 1))}}
+      ...     first, second = jnp.full((1, 1), size), jnp.ones((1, 1))
+      ...     return {"0": {"kernel": first}, "1": {"kernel": second}}
       >>> x = SimpleNamespace(inputs=jnp.ones((1, 1)), valid=np.array([True]))
       >>> grams = merged_prefix_grams(
       ...     apply,
       ...     {"a": expert(1.0), "b": expert(3.0)},
       ...     {"a": [x], "b": [x]},
-      ...     merge=lambda leaves, grams: jax.tree.map(
-      ...         lambda a, b: (a + b) / 2, *leaves.values()
-      ...     ),
       ... )
-      >>> grams["a"]["1/w"]  # the input was twice what it is before the merge
+      >>> grams["a"]["1/kernel"]  # behind the first layer's merged kernel, which is 2
       Array([[4.]], dtype=float32)
 
     References:
@@ -107,6 +107,7 @@ def merged_prefix_grams(
         task: {leaf: row[i] for leaf, row in rows.items()}
         for i, task in enumerate(experts)
     }
+    table = resolve(experts[first], views)
     found: dict[str, dict[str, Array]] = {task: {} for task in experts}
     for number, block in enumerate(blocks):
         matrices = [leaf for leaf in block if leaf in known]
@@ -120,7 +121,8 @@ def merged_prefix_grams(
         floating = [leaf for leaf in block if is_merged(rows[leaf][0])]
         if floating:
             own = {task: {x: current[task][x] for x in floating} for task in experts}
-            merged = merge(own, made)
+            seen = {leaf: table[leaf] for leaf in floating if leaf in table}
+            merged = merge(own, grams=made, views=seen)
             for leaves in current.values():
                 leaves.update({leaf: merged[leaf] for leaf in floating})
     progress("done", 1.0)

@@ -207,6 +207,7 @@ def test_every_leaf_of_a_family_finds_its_place(family, tmp_path):
     ("words", "message"),
     [
         (["EXPERT"], "of which task"),
+        ([], "statistics of what"),
         (["EXPERT", "--task", "minst"], "did you mean 'mnist'"),
         (["EXPERT", "EXPERT", "--task", "mnist"], "of several give TASK=EXPERT"),
         (["EXPERT", "--task", "mnist", "--kind", "merged_gram"], "depends on all"),

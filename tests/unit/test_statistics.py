@@ -346,7 +346,7 @@ def test_fisher_needs_logits():
         cm.fisher_statistics(classifier, small(), [], key=key)
 
 
-def regmean(leaves, grams):
+def regmean(leaves, *, grams, views=None):
     """W = (sum G_t)^-1 (sum G_t W_t), in the layout of Flax; the mean of the rest."""
     tasks = list(leaves)
     merged = {}
@@ -380,7 +380,7 @@ def test_grams_behind_merged_blocks():
     plain = {n: cm.gram_statistics(apply, experts[n], data[n]) for n in "ab"}
     assert found["a"].keys() == plain["a"].keys()
     own = {n: named_leaves(experts[n]) for n in "ab"}
-    merged = regmean(own, found)
+    merged = regmean(own, grams=found)
     for block in range(3):
         for name in "ab":
             done = ("embed/", *(f"blocks/{i}/" for i in range(block)))
@@ -397,6 +397,10 @@ def test_grams_behind_merged_blocks():
                     np.testing.assert_allclose(found[name][leaf], gram, rtol=1e-4)
     last = "blocks/2/attn/q/kernel"
     assert np.abs(found["a"][last] - plain["a"][last]).max() > 0.1
+    usual = cm.merged_prefix_grams(apply, experts, data)  # the library's own RegMean
+    first = "blocks/0/attn/q/kernel"  # only means before it
+    np.testing.assert_allclose(usual["a"][first], found["a"][first], rtol=1e-4)
+    assert np.abs(usual["a"][last] - found["a"][last]).max() > 1e-3  # off the diagonal
     with pytest.raises(cm.ParameterError, match="experts for a, b, and data for a"):
         cm.merged_prefix_grams(apply, experts, {"a": data["a"]}, merge=regmean)
 
