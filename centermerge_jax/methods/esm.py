@@ -17,7 +17,7 @@ from centermerge_jax.methods.tsv import an_equal_part, whitened
 from centermerge_jax.scales import leaf_scales
 from centermerge_jax.task_vectors import Experts, check_dtype, subtract
 from centermerge_jax.transforms import truncate
-from centermerge_jax.transforms.spectra import beside, isometry
+from centermerge_jax.transforms.spectra import absent, beside, isometry
 from centermerge_jax.trees import Params
 from centermerge_jax.views import MatrixView, Views, resolve
 
@@ -118,7 +118,11 @@ def _essential(
     tasks, size = x.shape[:2]
     k = max(1, size // tasks)
     values, vectors = jnp.linalg.eigh(_matmul(_matmul(x, g), x.mT))
-    values = jnp.maximum(values[:, ::-1][:, :k], 0)
+    values = values[:, ::-1][:, :k]
+    # Fewer inputs than directions leave some at zero, but for rounding errors, which
+    # the small power would make something of.
+    least = absent(x.shape, x.dtype) * values[:, :1]
+    values = jnp.where(values > least, values, 0)
     vectors = vectors[:, :, ::-1][:, :, :k]
     spread = _relative(values) ** _SPREAD
     spread = spread / _nonzero(spread.mean(-1, keepdims=True))
