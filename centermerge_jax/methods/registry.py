@@ -189,7 +189,9 @@ METHODS: Mapping[str, Method] = {
         grid={"rank": (0.08, 0.16), "scale": (0.2, 0.5, 1.0)},
     ),
     "cart_indexing": Method(
-        cart_indexing, laws=("translation", "scale_zero", "one_expert", "equal")
+        cart_indexing,
+        laws=("translation", "scale_zero", "one_expert", "equal"),
+        grid={"rank": (0.02, 0.04, 0.08, 0.16)},
     ),
     # averages
     "weight_average": Method(
