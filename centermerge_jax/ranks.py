@@ -1,7 +1,7 @@
 """How many singular directions to keep of one matrix."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -70,6 +70,26 @@ def resolve_rank(rank: Rank, size: int) -> int:
     if isinstance(rank, int):
         return min(rank, size)
     return max(1, math.floor(rank * size))
+
+
+def check_ranks(rank: Any, tasks: Sequence[str]) -> tuple[int | float, ...]:
+    """The rank of each task, from one for all or one for each by name.
+
+    Raises:
+      ParameterError: One is out of range, or the names are not those of the tasks.
+
+    Example:
+      >>> check_ranks({"b": 0.1, "a": 3}, ["a", "b"]), check_ranks(0.5, ["a", "b"])
+      ((3, 0.1), (0.5, 0.5))
+    """
+    if not isinstance(rank, Mapping):
+        return (check_rank(rank),) * len(tasks)
+    if set(rank) != set(tasks):
+        raise ParameterError(
+            f"ranks are given for {', '.join(map(str, rank))}; the tasks are "
+            f"{', '.join(tasks)}"
+        )
+    return tuple(check_rank(rank[task]) for task in tasks)
 
 
 def check_fits(rank: Rank, sizes: Mapping[str, int]) -> None:

@@ -1,5 +1,6 @@
 """CART: centred task vectors, truncated, added back to the mean."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from centermerge_jax.linalg import MEMORY, Solver
@@ -14,8 +15,9 @@ from centermerge_jax.views import Views
 def cart(
     experts: Experts,
     *,
-    rank: Rank,
+    rank: Rank | Mapping[str, Rank],
     scale: Any,
+    energy: float | None = None,
     views: Views | None = None,
     solver: Solver = "auto",
     dtype: Any = None,
@@ -36,9 +38,12 @@ def cart(
     Args:
       experts: Fine-tuned parameters, best of three or more experts of one base.
       rank: Share of `min(m, n)` in (0, 1], or a number of directions. The paper sees
-        the best accuracy near 0.08 to 0.32, more with more tasks.
+        the best accuracy near 0.08 to 0.32, more with more tasks. Or a mapping from
+        each task's name to its rank.
       scale: One number (the published settings lie in 1.0 to 2.0), or as for
         `cm.combine`.
+      energy: If given, of these directions only the fewest that make up this share in
+        (0, 1] of the squares of a matrix's singular values.
       views: Which leaves are matrices; `cm.views.auto` by default.
       solver: As for `cm.truncated_svd`.
       dtype: Type of the result; the experts' by default.
@@ -77,6 +82,7 @@ def cart(
         center,
         named,
         rank=rank,
+        energy=energy,
         scales=lambda tv: [by_leaf[name] for name in tv.flat()],
         views=views,
         solver=solver,

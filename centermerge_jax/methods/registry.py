@@ -175,7 +175,7 @@ METHODS: Mapping[str, Method] = {
         cart,
         centered=True,
         laws=_ONE,
-        grid={"rank": (0.04, 0.08, 0.16), "scale": (1.0, 2.0)},
+        grid={"rank": (0.04, 0.08, 0.16), "scale": (1.5, 3.0)},
     ),
     "cart_tsv": Method(
         cart_tsv,

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from centermerge_jax.linalg import (
     check_solver,
     solve,
 )
-from centermerge_jax.ranks import Rank, check_fits, check_rank, resolve_rank
+from centermerge_jax.ranks import Rank, check_fits, check_ranks, resolve_rank
 from centermerge_jax.task_vectors import TaskVectors
 from centermerge_jax.views import MatrixView, Views, groups, resolve
 
@@ -31,7 +32,8 @@ from centermerge_jax.views import MatrixView, Views, groups, resolve
 def truncate(
     tv: TaskVectors,
     *,
-    rank: Rank,
+    rank: Rank | Mapping[str, Rank],
+    energy: float | None = None,
     views: Views | None = None,
     solver: Solver = "auto",
     tolerance: float = TOLERANCE,
@@ -50,7 +52,11 @@ def truncate(
     Args:
       tv: Task vectors.
       rank: Share of `min(m, n)` in (0, 1], `k = max(1, floor(share * min(m, n)))`, or a
-        number of directions; a matrix that has fewer is kept whole.
+        number of directions; a matrix that has fewer is kept whole. Or a mapping from
+        each task's name to its rank: others' directions are then stored as zeros.
+      energy: If given, of these directions only the fewest that make up this share in
+        (0, 1] of the squares of the singular values, matrix by matrix; the others are
+        stored as zeros. With `rank=1.0` it alone decides.
       views: Which leaves are matrices; `cm.views.auto` by default. Factors remember
         their view, so for truncated task vectors it is not needed.
       solver: As for `cm.truncated_svd`.
@@ -74,18 +80,25 @@ def truncate(
       For joined leaves (fused queries, keys and values) the joint matrix is factorised,
       and each leaf holds its slice of the joined side's factor.
     """
-    rank = check_rank(rank)
+    ranks = check_ranks(rank, tv.tasks)
+    check_energy(energy)
     check_solver(solver, tolerance, memory)
     deltas: dict[str, Any] = {n: delta for n, (_, delta) in tv.flat().items()}
     table = _view_table(tv, deltas, views)
     matrices = {name: view for name, view in table.items() if view is not None}
-    check_fits(rank, {name: view.size for name, view in matrices.items()})
+    for each in ranks:
+        check_fits(each, {name: view.size for name, view in matrices.items()})
 
     dense: dict[str, MatrixView] = {}
     for name, view in matrices.items():
         delta = deltas[name]
         if isinstance(delta, LowRank):
-            deltas[name] = _slice(name, delta, resolve_rank(rank, view.size))
+            if energy is not None:
+                raise ParameterError(
+                    f"{name} is truncated already: its whole energy is not known"
+                )
+            kept = [resolve_rank(each, view.size) for each in ranks]
+            deltas[name] = _slice(name, delta, kept)
         else:
             dense[name] = view
     how = {"solver": solver, "tolerance": tolerance, "memory": memory}
@@ -97,8 +110,8 @@ def truncate(
     for bundles in groups(dense, dtypes, most=most):
         stacks = [[deltas[name] for name in bundle] for bundle in bundles]
         layouts = [[dense[name] for name in bundle] for bundle in bundles]
-        k = resolve_rank(rank, layouts[0][0].size)
-        factors = _factorise(stacks, layouts, rank=k, key=key, **how)
+        kept = tuple(resolve_rank(each, layouts[0][0].size) for each in ranks)
+        factors = _factorise(stacks, layouts, kept=kept, energy=energy, key=key, **how)
         for bundle, stack, results in zip(bundles, stacks, factors, strict=True):
             deltas.update(zip(bundle, results, strict=True))
             if donate:
@@ -124,13 +137,49 @@ def _view_table(
     return dict(stored)
 
 
-def _slice(name: str, delta: LowRank, k: int) -> LowRank:
+def check_energy(energy: float | None) -> None:
+    """Refuses what is no share of energy.
+
+    Raises:
+      ParameterError: It is not in (0, 1].
+    """
+    if energy is not None and not 0 < energy <= 1:  # NaN too
+        raise ParameterError(f"energy is a share in (0, 1]; got {energy}")
+
+
+def _slice(name: str, delta: LowRank, kept: Sequence[int]) -> LowRank:
+    k = max(kept)
     if k > delta.rank:
         raise ParameterError(
             f"{name} holds {delta.rank} of {delta.size} directions, not {k}: "
             "choose a smaller rank, or truncate full task vectors"
         )
-    return delta.keep(k)
+    low = delta.keep(k)
+    return replace(low, s=_cut(low.s, kept))
+
+
+def _cut(
+    s: Any, kept: Sequence[int], energy: float | None = None, x: Any = None
+) -> Any:
+    """Singular values of each task's matrices, with those that are not kept at zero.
+
+    Args:
+      s: `[tasks, *batch, k]`.
+      kept: How many of each task.
+      energy: Share of the squares that is enough.
+      x: The matrices, `[tasks, *batch, m, n]`.
+    """
+    if energy is None and min(kept) == max(kept):
+        return s
+    xp = np if isinstance(s, np.ndarray) else jnp
+    shape = (-1, *(1,) * (s.ndim - 1))
+    place = xp.arange(s.shape[-1]).reshape(*(1,) * (s.ndim - 1), -1)
+    stay = place < xp.asarray(kept).reshape(shape)
+    if energy is not None:
+        squares = s * s
+        total = xp.sum(xp.square(x), axis=(-2, -1), dtype=s.dtype)[..., None]
+        stay = stay & (xp.cumsum(squares, axis=-1) - squares < energy * total)
+    return xp.where(stay, s, xp.zeros_like(s))
 
 
 def _factorise(
@@ -148,10 +197,18 @@ def _solve_joint(
     stacks: Sequence[Sequence[Any]],
     layouts: Sequence[Sequence[MatrixView]],
     key: Any,
+    *,
+    kept: tuple[int, ...],
+    energy: float | None,
     **how: Any,
 ) -> list[list[LowRank]]:
     joint = [_joined(*bundle) for bundle in zip(stacks, layouts, strict=True)]
-    solved = solve(joint, key=key, **how)
+    solved = [
+        found._replace(s=_cut(found.s, kept, energy, x))
+        for found, x in zip(
+            solve(joint, rank=max(kept), key=key, **how), joint, strict=True
+        )
+    ]
     return [
         [_member(result, view) for view in views]
         for result, views in zip(solved, layouts, strict=True)
@@ -161,7 +218,7 @@ def _solve_joint(
 _solve_joint_jitted = functools.partial(
     jax.jit,
     static_argnums=(1,),
-    static_argnames=("rank", "solver", "tolerance", "memory"),
+    static_argnames=("kept", "energy", "solver", "tolerance", "memory"),
 )(_solve_joint)
 
 

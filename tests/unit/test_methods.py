@@ -152,3 +152,46 @@ def test_layers_in_one_leaf_are_matrices_of_their_own(name):
     piled = {task: stacked(tree) for task, tree in experts.items()}
     found = zoo.run(name, piled, stacked(base), **told, **given, views=see)
     agrees(found, {n: np.float64(x) for n, x in stacked(wanted).items()}, stacked(base))
+
+
+def test_cart_with_the_fewest_directions_of_an_energy():
+    experts, base = zoo.models()
+    found = METHODS["cart"].function(experts, rank=1.0, energy=0.6, scale=1.5)
+    origin = {n: np.mean([t[n] for t in experts.values()], axis=0) for n in base}
+    for names, (split, join) in layouts(fused=False).items():
+        (name,) = names
+        total = 0.0
+        for tree in experts.values():
+            (x,) = split([np.float64(tree[name]) - origin[name]])
+            u, s, vh = np.linalg.svd(x, full_matrices=False)
+            k = 1 + int(np.argmax(np.cumsum(s**2) / np.sum(s**2) >= 0.6))
+            assert k < len(s)
+            total += (u[:, :k] * s[:k]) @ vh[:k]
+        (wanted,) = join([total])
+        np.testing.assert_allclose(
+            found[name], origin[name] + 1.5 * wanted, rtol=0, atol=2e-5
+        )
+
+
+@pytest.mark.parametrize("solver", ["exact", "gram"])
+def test_cart_with_a_rank_for_each_task(solver):
+    experts, base = zoo.models()
+    ranks = {"a": 2, "b": 0.5, "c": 1}
+    cart = METHODS["cart"].function
+    found = cart(experts, rank=ranks, scale=1.0, solver=solver)
+    # Each task's own share of the merge, at its rank.
+    alone = {
+        task: cart(
+            experts,
+            rank=rank,
+            scale=np.array([float(task == other) for other in experts]),
+            solver=solver,
+        )
+        for task, rank in ranks.items()
+    }
+    for name in zoo.MATRICES:
+        origin = np.mean([tree[name] for tree in experts.values()], axis=0)
+        wanted = origin + sum(np.asarray(x[name]) - origin for x in alone.values())
+        np.testing.assert_allclose(found[name], wanted, rtol=0, atol=2e-5)
+    with pytest.raises(Exception, match="ranks are given for a; the tasks are a, b, c"):
+        cart(experts, rank={"a": 2}, scale=1.0)
