@@ -175,7 +175,7 @@ def test_cart_with_the_fewest_directions_of_an_energy():
 
 @pytest.mark.parametrize("solver", ["exact", "gram"])
 def test_cart_with_a_rank_for_each_task(solver):
-    experts, base = zoo.models()
+    experts, _ = zoo.models()
     ranks = {"a": 2, "b": 0.5, "c": 1}
     cart = METHODS["cart"].function
     found = cart(experts, rank=ranks, scale=1.0, solver=solver)
