@@ -78,7 +78,7 @@ def read_model(
             raise CheckpointError(f"{error}. {_MODULES}") from error
         raise
     where = str(path)
-    settings = _settings(checkpoint)
+    settings = network_settings(checkpoint)
     names = dict(checkpoint.leaves)
     names |= {other: names[name] for other, name in checkpoint.tied.items()}
     family, prefix = families.detect(names, settings, where=where)
@@ -115,8 +115,12 @@ def _wanted(
     return wanted
 
 
-def _settings(checkpoint: Checkpoint) -> Settings | None:
-    """The configuration that lies beside the weights or in their manifest."""
+def network_settings(checkpoint: Checkpoint) -> Settings | None:
+    """The configuration that lies beside the weights or in their manifest.
+
+    Raises:
+      CheckpointError: A file of it cannot be read.
+    """
     files = {file.name: file for file in checkpoint.sidecars}
     for name in (CONFIG, OPENCLIP_CONFIG):
         if name in files:
@@ -126,8 +130,9 @@ def _settings(checkpoint: Checkpoint) -> Settings | None:
                 return found
     record = manifest_path(checkpoint.path)
     if record.is_file():
-        noted = _json(record).get("hyperparameters")
-        config = noted.get("config") if isinstance(noted, dict) else None
+        noted = _json(record)
+        told = noted.get("hyperparameters")  # where a conversion notes it
+        config = noted.get("config") or (isinstance(told, dict) and told.get("config"))
         return config if isinstance(config, dict) else None
     return None
 

@@ -211,6 +211,20 @@ def test_folders_keep_their_files(tmp_path):
         convert(start, tmp_path / "roberta", target="hf-roberta")
 
 
+@pytest.mark.parametrize("output", ["merged", "merged.safetensors"])
+def test_merges_of_orbax_folders_still_know_their_network(tmp_path, output):
+    shapes = public.hf_bert(prefix="bert.")
+    for seed in range(3):
+        start, _ = write(tmp_path / f"bert{seed}", shapes, config=BERT, seed=seed)
+        convert(start, tmp_path / f"expert{seed}", target="orbax")
+    paths = [str(tmp_path / f"expert{seed}") for seed in range(3)]
+    merged = str(tmp_path / output)
+    main(["merge", *paths, "-o", merged, "--method", "weight_average", "--quiet"])
+    # No shape tells the number of heads.
+    assert load_model(merged).config == load_model(paths[0]).config
+    assert load_model(merged).config.heads == 2
+
+
 def test_a_vision_transformer_between_two_libraries(tmp_path):
     shapes = public.hf_dinov2(vision=VISION)
     start, leaves = write(
