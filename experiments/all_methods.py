@@ -257,6 +257,9 @@ def write_all_statistics(models: Models, kind: Kind, found: Any) -> dict[str, Pa
     }
     together = {name: expert_digest(each) for name, each in digests.items()}
     for name, values in found.items():
+        if kind == "fisher":  # the frozen leaves are the same in all experts
+            whole = open_checkpoint(models.path(name)).read_all()
+            values = {n: np.zeros_like(x) for n, x in whole.items()} | values  # noqa: PLW2901
         path = models.folder / f"{name}-{kind}.safetensors"
         path.unlink(missing_ok=True)
         origin = Origin(

@@ -53,7 +53,8 @@ def slerp(experts: Experts, *, t: float, dtype: Any = None) -> Params:
         theta = (sin((1 - t) w) theta_1 + sin(t w) theta_2) / sin(w)
 
     where w is the angle between the leaves as vectors. Leaves that are zero, or as good
-    as parallel, are interpolated on the straight line.
+    as parallel or opposite, so that no arc is told, are interpolated on the straight
+    line.
 
     Args:
       experts: Parameters of two experts.

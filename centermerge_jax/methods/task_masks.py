@@ -187,7 +187,8 @@ def _unify(deltas: Sequence[Any]) -> tuple[Any, list[Any]]:
 
 
 def _matters(delta: Any, total: Any, threshold: float) -> Any:
-    return abs(delta) >= threshold * abs(total - delta)
+    # As >=, but what is not a number is not lost.
+    return ~(abs(delta) < threshold * abs(total - delta))
 
 
 def _check_threshold(threshold: float) -> None:

@@ -102,7 +102,7 @@ def ties_statistics(rows: Rows, *, density: float = 0.2) -> dict[str, Any]:
     balance = 0
     for deltas in _deltas(rows):
         elected = np.sign(sum(_trimmed(deltas, thresholds)))
-        balance += int(elected.sum())
+        balance += int(np.nansum(elected))
     return {"thresholds": thresholds, "majority": np.sign(np.float32(balance))}
 
 
@@ -134,7 +134,7 @@ def _on_device(rows: Rows, *, density: float) -> dict[str, Any]:
 def _trimmed(deltas: Sequence[Any], thresholds: Sequence[Any]) -> list[Any]:
     xp = deltas[0].__array_namespace__()
     return [
-        xp.where(xp.abs(x.astype(np.float32)) >= threshold, x, xp.zeros_like(x))
+        xp.where(xp.abs(x.astype(np.float32)) < threshold, xp.zeros_like(x), x)
         for x, threshold in zip(deltas, thresholds, strict=True)
     ]
 
@@ -151,4 +151,6 @@ def _merge(
     zero = xp.zeros_like(base)
     total = sum(xp.where(a, x, zero) for a, x in zip(agree, trimmed, strict=True))
     count = sum(a.astype(base.dtype) for a in agree)
-    return base + scale * total / xp.maximum(count, xp.ones_like(base))
+    # What is not a number agrees with nothing, but is not to be lost.
+    merged = total / xp.maximum(count, xp.ones_like(base)) + 0 * sum(trimmed)
+    return base + scale * merged

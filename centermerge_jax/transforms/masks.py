@@ -36,7 +36,8 @@ def largest(
     if not count:
         return size > 0
     at = _ordered(size)[:, count - kept(share, count)]
-    return size >= at.reshape(-1, *(1,) * (x.ndim - 1))
+    # What is not a number is not lost, as no comparison is true of it.
+    return ~(size < at.reshape(-1, *(1,) * (x.ndim - 1)))
 
 
 def band(

@@ -43,7 +43,9 @@ def disjoint_mean(
         agree = agree * weights.reshape(-1, *(1,) * (x.ndim - 1))
     total = agree.sum(0)
     xp = x.__array_namespace__()
-    return (agree * x).sum(0) / xp.where(total > 0, total, xp.ones_like(total))
+    mean = (agree * x).sum(0) / xp.where(total > 0, total, xp.ones_like(total))
+    # What is not a number agrees with nothing, but is not to be lost.
+    return mean + 0 * x.sum(0)
 
 
 def largest_magnitude(x: Float[_Array, "tasks *shape"]) -> Float[_Array, "*shape"]:

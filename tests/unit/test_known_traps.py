@@ -1,0 +1,168 @@
+"""Mistakes that public code of these methods has made, and that ours must not make."""
+
+import numpy as np
+import pytest
+import zoo
+
+import centermerge_jax as cm
+from centermerge_jax.methods import METHODS, greedy_soup
+from centermerge_jax.random_numbers import uniforms
+
+
+def flat(tree, names=None):
+    return np.concatenate([np.float64(tree[n]).ravel() for n in names or sorted(tree)])
+
+
+def call(name, experts, base=None, **told):
+    bases = [] if base is None else [base]
+    return METHODS[name].function(experts, *bases, **told)
+
+
+def test_cart_truncates_each_task_and_not_their_mean():
+    # The mean of centred vectors is zero: truncated, it would leave the average.
+    experts, _ = zoo.models()
+    average = cm.weight_average(experts)
+    merged = cm.cart(experts, rank=0.25, scale=1.0)
+    moved = flat(merged, zoo.MATRICES) - flat(average, zoo.MATRICES)
+    size = flat(experts["c"], zoo.MATRICES) - flat(average, zoo.MATRICES)
+    assert np.linalg.norm(moved) > 0.1 * np.linalg.norm(size)
+    whole = cm.cart(experts, rank=1.0, scale=5.0)
+    np.testing.assert_allclose(flat(whole), flat(average), atol=2e-6)
+
+
+def test_the_mean_on_the_sphere_is_one():
+    # The weighted tangent vectors at the mean of the tangents' own base cancel.
+    rng = np.random.default_rng(0)
+    experts = [{"w": np.float32(rng.normal(size=40))} for _ in range(4)]
+    units = [np.float64(x["w"]) / np.linalg.norm(x["w"]) for x in experts]
+
+    def tangent(merged):
+        p = np.float64(merged["w"]) / np.linalg.norm(merged["w"])
+        total = 0.0
+        for u in units:
+            side = u - (u @ p) * p
+            total += np.arccos(u @ p) * side / np.linalg.norm(side)
+        return np.linalg.norm(total)
+
+    assert tangent(call("karcher_mean", experts)) < 1e-4
+    assert tangent(call("normalised_mean", experts)) > 1e-2
+
+
+def test_a_greedy_soup_is_the_mean_of_its_members():
+    # And not the mean of the last one and all before.
+    experts = {n: {"w": np.float32(x)} for n, x in {"a": 0, "b": 3, "c": 6}.items()}
+    soup, members = greedy_soup(
+        experts, evaluate=lambda _: 9.0, scores={"a": 3.0, "b": 2.0, "c": 1.0}
+    )
+    assert members == ("a", "b", "c")
+    assert soup["w"] == 3
+
+
+@pytest.mark.parametrize("outliers", [0.0, 0.01, 0.2])
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_breadcrumbs_keep_small_tensors(outliers, size):
+    rng = np.random.default_rng(size)
+    base = {"bias": np.zeros(size, np.float32)}
+    expert = {"bias": np.float32(rng.normal(size=size))}
+    told = {"density": 0.5, "outliers": outliers, "scale": 1.0}
+    kept = np.count_nonzero(call("breadcrumbs", [expert], base, **told)["bias"])
+    assert kept == max(1, size // 2)
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e-3, 1.0])
+def test_weights_by_energy_do_not_depend_on_the_unit(size):
+    # A fixed threshold would make them equal for small task vectors.
+    base = {"w": np.zeros(1000, np.float32)}
+    rng = np.random.default_rng(0)
+    direction = np.abs(rng.normal(size=1000)) * size
+    experts = [{"w": np.float32(direction)}, {"w": np.float32(0.1 * direction)}]
+    merged = call("sce", experts, base)["w"]
+    weights = np.array([1, 0.01]) / 1.01
+    wanted = (weights[0] + 0.1 * weights[1]) * direction
+    np.testing.assert_allclose(merged, wanted, rtol=1e-5)
+
+
+def test_sums_are_wider_than_the_models():
+    # In bfloat16 arithmetic the merged task vector would be 5 % off.
+    rng = np.random.default_rng(0)
+    base = zoo.cast({"w": 0.02 * rng.normal(size=4096)}, "bfloat16")
+    wide = np.float32(base["w"])
+    tuned = [{"w": wide + np.float32(1e-3 * rng.normal(size=4096))} for _ in range(3)]
+    experts = [zoo.cast(tree, "bfloat16") for tree in tuned]
+    merged = cm.task_arithmetic(experts, base, scale=0.3, dtype="float32")["w"]
+    wanted = 0.3 * sum(np.float32(x["w"]) - wide for x in experts)
+    error = np.linalg.norm(merged - wide - wanted) / np.linalg.norm(wanted)
+    assert error < 1e-4
+
+
+def test_random_numbers_belong_to_their_place():
+    one = uniforms(0, "dare", "cars", "w", (50,))
+    np.testing.assert_array_equal(one, uniforms(0, "dare", "cars", "w", (50,)))
+    others = [
+        uniforms(1, "dare", "cars", "w", (50,)),
+        uniforms(0, "della", "cars", "w", (50,)),
+        uniforms(0, "dare", "dtd", "w", (50,)),
+        uniforms(0, "dare", "cars", "b", (50,)),
+    ]
+    assert all(abs(np.corrcoef(one, other)[0, 1]) < 0.5 for other in others)
+    experts, base = zoo.models()
+    told = {"density": 0.5, "scale": 1.0}
+    whole = call("dare", experts, base, **told)
+    some = ["norm/scale", "small/kernel"]
+    part = call(
+        "dare",
+        {task: {n: tree[n] for n in some} for task, tree in experts.items()},
+        {n: base[n] for n in some},
+        **told,
+    )
+    for name in some:
+        np.testing.assert_array_equal(part[name], whole[name])
+    assert not np.array_equal(
+        whole["norm/scale"], call("dare", experts, base, seed=1, **told)["norm/scale"]
+    )
+
+
+def test_tasks_that_share_directions_are_reported_and_make_nothing_up():
+    # The frames of equal tasks lack directions; completed they would be arbitrary.
+    experts, base = zoo.models(1)
+    four = dict.fromkeys("abcd", experts["a"])
+    with cm.recorded_solves() as solves:
+        merged = call("tsv_m", four, base)
+    frames = [solve for solve in solves if solve.solver == "polar"]
+    assert frames
+    assert all(solve.fell_back == solve.matrices for solve in frames)
+    for name in zoo.MATRICES:
+        tau = np.float64(experts["a"][name]) - base[name]
+        moved = np.float64(merged[name]) - base[name]
+        cosine = np.vdot(tau, moved) / np.linalg.norm(tau) / np.linalg.norm(moved)
+        assert cosine > 0.7, name
+        assert np.linalg.norm(moved) < 1.01 * np.linalg.norm(tau), name
+    experts, base = zoo.models(3)
+    with cm.recorded_solves() as solves:
+        call("tsv_m", experts, base)
+    frames = [solve for solve in solves if solve.solver == "polar"]
+    assert sum(solve.fell_back for solve in frames) == 0
+
+
+def test_numbers_that_no_expert_minds_are_averaged():
+    # Not 0 / 0.
+    experts = [{"w": np.float32([1, 3])}, {"w": np.float32([3, 5])}]
+    fishers = {"0": {"w": np.float32([0, 1])}, "1": {"w": np.float32([0, 0])}}
+    merged = call("fisher", experts, fishers=fishers)["w"]
+    np.testing.assert_allclose(merged, [2, 3], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.data is None])
+def test_what_is_not_finite_stays_visible(name):
+    """In memory nothing is refused; but it is not lost either."""
+    experts, base = zoo.models()
+    experts = zoo.tasks_of(name, experts)
+    bad = dict(experts["a"])
+    bad["blocks/0/mlp/fc1/bias"] = np.full(zoo.HIDDEN, np.nan, np.float32)
+    told = zoo.settings(METHODS[name])
+    merged = zoo.run(name, experts | {"a": bad}, base, **told)
+    if METHODS[name].hyperparameters.get("rest") is not None and np.array_equal(
+        merged["norm/scale"], base["norm/scale"]
+    ):
+        pytest.skip("leaves what is no matrix at the base")
+    assert np.isnan(np.float32(merged["blocks/0/mlp/fc1/bias"])).any()
