@@ -22,7 +22,7 @@ from centermerge_jax.model_inputs import adapters, open_experts, open_model
 from centermerge_jax.needs import Needs
 from centermerge_jax.ranks import resolve_rank
 from centermerge_jax.recipe import Recipe, parse_size
-from centermerge_jax.settings import find_method, leaf_hyperparameters
+from centermerge_jax.settings import find_method, leaf_hyperparameters, try_out
 from centermerge_jax.settings import hyperparameters as shared
 from centermerge_jax.statistics import Statistics
 from centermerge_jax.trees import align, compute_dtype, is_merged
@@ -105,6 +105,7 @@ def plan(recipe: Recipe) -> Plan:
     if "views" in hyperparameters:
         table = resolve(first, hyperparameters.pop("views"))
     settings = leaf_hyperparameters(recipe, method, first, table, tuple(experts))
+    try_out(recipe, method, hyperparameters, tuple(experts))
     lines: list[Row] = []
     if table:
         solver = hyperparameters.get("solver", "auto")

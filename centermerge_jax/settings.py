@@ -138,6 +138,32 @@ def read_value(name: str, text: str, kind: Any) -> Any:
     raise ParameterError(f"{name} is {wanted}; got {text!r}")
 
 
+def try_out(
+    recipe: Recipe, method: Method, values: Mapping[str, Any], tasks: Sequence[str]
+) -> None:
+    """Calls the method on matrices of four numbers: what it refuses is refused now.
+
+    Args:
+      recipe: Nothing is done unless it sets what only the method itself can check.
+      method: Its method.
+      values: What `hyperparameters` gave.
+      tasks: Names of the experts.
+
+    Raises:
+      ParameterError: A hyperparameter is out of range.
+    """
+    if not recipe.set and recipe.density is None:
+        return
+    model = {f"layers/{i}/kernel": np.eye(2, dtype=np.float32) for i in (0, 1)}
+    experts = dict.fromkeys(tasks, model)
+    taken = method.hyperparameters
+    told = {name: x for name, x in values.items() if name in taken and name != "views"}
+    told |= {name: 1.0 for name in _BY_LEAF if name in taken}
+    if method.data:
+        told[method.data_argument] = dict.fromkeys(tasks, model)
+    method.function(experts, *([model] if method.needs_base else []), **told)
+
+
 def _all_overridden(recipe: Recipe, name: str) -> bool:
     return any(getattr(override, name) is not None for override in recipe.overrides)
 

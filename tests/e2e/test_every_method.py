@@ -77,6 +77,34 @@ def test_in_parts_it_is_what_it_is_in_memory(name, files, tmp_path, monkeypatch)
         )
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["iso_cts", "--set", "common=7"], "common is a share in [0, 1]; got 7.0"),
+        (
+            ["emr", "--set", "task=mnist"],
+            "no task is called 'mnist'; there are a, b, c",
+        ),
+        (["dare", "--density", "0.5", "--set", "seed=x"], "seed is a whole number"),
+        (["tsv_m", "--set", "comon=1"], "tsv_m has no 'comon' (it has none to set)"),
+        (["iso_cts", "--set", "comon=1"], "did you mean common?"),
+        (["iso_cts", "--set", "scale=1"], "it has a flag of its own, --scale"),
+        (["lata", "--set", "instruct=a", "--set", "curve=x"], "curve is one of linear"),
+        (["della", "--density", "0.95"], "have to lie in (0, 1]"),
+    ],
+)
+def test_what_a_method_refuses_is_refused_before_anything_is_read(
+    flags, message, files, capsys
+):
+    paths = files(*zoo.models())
+    scale = [] if flags[0] == "emr" else ["--scale", "1"]
+    inputs = [paths["a"], paths["b"], paths["c"], "--base", paths["base"]]
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", *inputs, "--method", *flags, *scale])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_missing_setting_is_named(files, capsys):
     paths = files(*zoo.models())
     command = ["merge", paths["a"], paths["b"], paths["c"], "--base", paths["base"]]
