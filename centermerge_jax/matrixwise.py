@@ -27,7 +27,7 @@ from centermerge_jax.linalg import (
 )
 from centermerge_jax.parts import Leaves, in_parts
 from centermerge_jax.ranks import Rank, check_fits, resolve_rank
-from centermerge_jax.scales import leaf_scales
+from centermerge_jax.scales import one_scale
 from centermerge_jax.task_vectors import (
     Experts,
     TaskVectors,
@@ -108,14 +108,8 @@ def merge_matrices(
     trees = named_experts(experts)
     tasks = tuple(trees)
     first = next(iter(trees.values()))
-    by_leaf = dict(
-        zip(named_leaves(first), leaf_scales(scale, first, tasks), strict=True)
-    )
-    if any(np.ndim(each) for each in by_leaf.values()):
-        raise ParameterError(
-            "scale is one number for all tasks: their vectors are scaled after they "
-            "became one"
-        )
+    scales = one_scale(scale, first, tasks)
+    by_leaf = dict(zip(named_leaves(first), scales, strict=True))
     name = base_name(trees)
     if base is not None:
         trees = trees | {name: base}

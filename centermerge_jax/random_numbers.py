@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
+from centermerge_jax.errors import ParameterError
+
 
 def uniforms(
     seed: int, method: str, task: str, leaf: str, shape: tuple[int, ...]
@@ -54,3 +56,13 @@ def task_uniforms(
     drawn = [uniforms(seed, method, task, leaf, like.shape[1:]) for task in tasks]
     xp = like.__array_namespace__()
     return xp.stack([xp.asarray(x) for x in drawn])
+
+
+def check_seed(seed: Any) -> None:
+    """Refuses what is no seed.
+
+    Raises:
+      ParameterError: It is not an integer in [0, 2^32).
+    """
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ParameterError(f"seed is an integer in [0, 2^32); got {seed!r}")

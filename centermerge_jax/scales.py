@@ -61,6 +61,21 @@ def leaf_scales(scale: Any, origin: Params, tasks: Sequence[str]) -> list[Any]:
     ]
 
 
+def one_scale(scale: Any, base: Params, tasks: tuple[str, ...]) -> list[Any]:
+    """The scale of each leaf, the same for all tasks.
+
+    Raises:
+      ParameterError: There is one for each task.
+    """
+    scales = leaf_scales(scale, base, tasks)
+    if any(np.ndim(each) for each in scales):
+        raise ParameterError(
+            "scale is one number for all tasks: their vectors are scaled after they "
+            "became one"
+        )
+    return scales
+
+
 def _node_with_keys(tree: Params, keys: set[str]) -> str | None:
     """The name of a node whose children have exactly these names, if there is one."""
     children: dict[str, set[str]] = {}

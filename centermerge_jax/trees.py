@@ -152,6 +152,19 @@ def named_experts(
     return named
 
 
+def check_task(task: str, tasks: tuple[str, ...]) -> int:
+    """The place of a task.
+
+    Raises:
+      ParameterError: There is no task of that name.
+    """
+    if task not in tasks:
+        raise ParameterError(
+            f"no task is called {task!r}; there are {', '.join(tasks)}"
+        )
+    return tasks.index(task)
+
+
 def base_name(experts: Mapping[str, Params]) -> str:
     """What to call the base among experts: whatever they are called, it is free."""
     return "base" if "base" not in experts else "the base"

@@ -11,9 +11,16 @@ import numpy as np
 from centermerge_jax.elementwise import elementwise
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.leafwise import leafwise
+from centermerge_jax.lengths import norm, unit
 from centermerge_jax.methods.weight_average import task_shares
 from centermerge_jax.task_vectors import Experts, check_dtype
-from centermerge_jax.trees import Params, base_name, named_experts
+from centermerge_jax.trees import (
+    Params,
+    base_name,
+    is_merged,
+    named_experts,
+    named_leaves,
+)
 
 _PARALLEL = 0.9995
 """Cosine from which on directions count as parallel: the sines would be lost."""
@@ -303,34 +310,6 @@ def weight_scopes(experts: Experts) -> dict[str, tuple[Any, Any]]:
     return scopes
 
 
-def unit(x: Any) -> Any:
-    """An array divided by its norm; zero stays zero.
-
-    Example:
-      >>> unit(np.float32([3, 4]) * 1e-30)
-      array([0.6, 0.8], dtype=float32)
-    """
-    xp = x.__array_namespace__()
-    # Squares of very large or small numbers would leave the range.
-    largest = abs(x).max(initial=0)
-    y = x / xp.where(largest > 0, largest, xp.ones_like(largest))
-    length = xp.sqrt((y * y).sum())
-    return y / xp.where(length > 0, length, xp.ones_like(length))
-
-
-def norm(x: Any) -> Any:
-    """The root of the sum of squares.
-
-    Example:
-      >>> norm(np.float32([3, 4]))
-      np.float32(5.0)
-    """
-    xp = x.__array_namespace__()
-    largest = abs(x).max(initial=0)
-    y = x / xp.where(largest > 0, largest, xp.ones_like(largest))
-    return largest * xp.sqrt((y * y).sum())
-
-
 def _on_sphere(
     experts: Experts, weights: Any, dtype: Any, *, iterations: int
 ) -> Params:
@@ -378,8 +357,6 @@ def _mean(leaves: Sequence[Any]) -> Any:
 
 
 def _scopes(params: Params) -> dict[str, tuple[Any, Any]]:
-    from centermerge_jax.trees import is_merged, named_leaves
-
     return {
         name: (jnp.mean(leaf), jnp.std(leaf))
         for name, leaf in named_leaves(params).items()

@@ -16,8 +16,7 @@ from centermerge_jax.parts import Leaves
 from centermerge_jax.ranks import Rank
 from centermerge_jax.scales import leaf_scales
 from centermerge_jax.task_vectors import Experts, TaskVectors, center
-from centermerge_jax.transforms.masks import check_task
-from centermerge_jax.trees import Params, named_experts, named_leaves
+from centermerge_jax.trees import Params, check_task, named_experts, named_leaves
 from centermerge_jax.views import Views
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.leafwise import merge_leaves
-from centermerge_jax.methods.sparse import check_seed
-from centermerge_jax.random_numbers import task_uniforms
+from centermerge_jax.random_numbers import check_seed, task_uniforms
 from centermerge_jax.task_vectors import Experts
 from centermerge_jax.transforms.masks import masked, ranks
 from centermerge_jax.transforms.signs import disjoint_mean

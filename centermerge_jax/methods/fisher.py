@@ -6,7 +6,7 @@ from typing import Any
 
 from centermerge_jax.elementwise import elementwise
 from centermerge_jax.errors import ParameterError
-from centermerge_jax.methods.averages import norm
+from centermerge_jax.lengths import norm
 from centermerge_jax.methods.regmean import check_grams
 from centermerge_jax.methods.weight_average import task_shares
 from centermerge_jax.task_vectors import Experts, check_dtype

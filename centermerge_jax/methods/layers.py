@@ -13,14 +13,13 @@ import jax.numpy as jnp
 from centermerge_jax.elementwise import widened
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.leafwise import leafwise
-from centermerge_jax.methods.magmax import one_scale
 from centermerge_jax.methods.passes import Rows, whole_rows
-from centermerge_jax.scales import leaf_scales
+from centermerge_jax.scales import leaf_scales, one_scale
 from centermerge_jax.task_vectors import Experts
-from centermerge_jax.transforms.masks import check_task
 from centermerge_jax.trees import (
     Params,
     base_name,
+    check_task,
     layer_depths,
     layer_of,
     leaf_shapes,

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from centermerge_jax.elementwise import elementwise
-from centermerge_jax.errors import ParameterError
-from centermerge_jax.scales import leaf_scales
+from centermerge_jax.scales import one_scale
 from centermerge_jax.task_vectors import Experts, check_dtype
 from centermerge_jax.transforms.signs import magmax_update
 from centermerge_jax.trees import Params, base_name, named_experts
@@ -59,18 +58,3 @@ def _merge(trees: Sequence[Any], scale: Any) -> Any:
     for x in experts[1:]:
         result = magmax_update(result, x - base)
     return base + scale * result
-
-
-def one_scale(scale: Any, base: Params, tasks: tuple[str, ...]) -> list[Any]:
-    """The scale of each leaf, the same for all tasks.
-
-    Raises:
-      ParameterError: There is one for each task.
-    """
-    scales = leaf_scales(scale, base, tasks)
-    if any(getattr(each, "ndim", 0) for each in scales):
-        raise ParameterError(
-            "scale is one number for all tasks: their vectors are scaled after they "
-            "became one"
-        )
-    return scales

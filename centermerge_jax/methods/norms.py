@@ -6,7 +6,7 @@ from typing import Any
 from centermerge_jax.elementwise import widened
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.leafwise import merge_leaves
-from centermerge_jax.methods.averages import norm
+from centermerge_jax.lengths import norm
 from centermerge_jax.methods.passes import Rows, whole_rows
 from centermerge_jax.task_vectors import Experts
 from centermerge_jax.trees import Params, named_experts

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from centermerge_jax.magnitudes import check_share
-from centermerge_jax.methods.magmax import one_scale
+from centermerge_jax.scales import one_scale
 from centermerge_jax.task_vectors import Experts, check_dtype, subtract
 from centermerge_jax.trees import Params
 

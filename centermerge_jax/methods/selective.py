@@ -8,8 +8,7 @@ import jax
 
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.task_vectors import Experts
-from centermerge_jax.transforms.masks import check_task
-from centermerge_jax.trees import Params, named_experts, named_leaves
+from centermerge_jax.trees import Params, check_task, named_experts, named_leaves
 
 
 def merge_some(

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from centermerge_jax.errors import ParameterError
 from centermerge_jax.leafwise import merge_leaves
 from centermerge_jax.magnitudes import check_share
-from centermerge_jax.random_numbers import task_uniforms
+from centermerge_jax.random_numbers import check_seed, task_uniforms
 from centermerge_jax.task_vectors import Experts
 from centermerge_jax.transforms.masks import band, largest, masked
 from centermerge_jax.transforms.signs import disjoint_mean
@@ -248,13 +247,3 @@ def _dropping(method: str, experts: Experts, density: float, seed: int) -> Any:
         return masked(x, drawn < density) / density
 
     return drop
-
-
-def check_seed(seed: Any) -> None:
-    """Refuses what is no seed.
-
-    Raises:
-      ParameterError: It is not an integer in [0, 2^32).
-    """
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise ParameterError(f"seed is an integer in [0, 2^32); got {seed!r}")

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from centermerge_jax.elementwise import elementwise, widened
 from centermerge_jax.errors import ParameterError
-from centermerge_jax.methods.magmax import one_scale
 from centermerge_jax.methods.passes import Rows, whole_rows
+from centermerge_jax.scales import one_scale
 from centermerge_jax.task_vectors import Experts, check_dtype
-from centermerge_jax.transforms.masks import check_task, masked
-from centermerge_jax.trees import Params, base_name, named_experts
+from centermerge_jax.transforms.masks import masked
+from centermerge_jax.trees import Params, base_name, check_task, named_experts
 
 
 def consensus(

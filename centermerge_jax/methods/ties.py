@@ -10,8 +10,8 @@ import numpy as np
 from centermerge_jax.elementwise import BLOCK, elementwise, widened
 from centermerge_jax.host_memory import on_host
 from centermerge_jax.magnitudes import check_share, kept, magnitude_thresholds
-from centermerge_jax.methods.magmax import one_scale
 from centermerge_jax.methods.passes import Rows, whole_rows
+from centermerge_jax.scales import one_scale
 from centermerge_jax.task_vectors import Experts, check_dtype
 from centermerge_jax.trees import (
     Params,

@@ -9,9 +9,8 @@ from centermerge_jax.linalg import MEMORY, LowRank, Solver
 from centermerge_jax.matrixwise import Rest, merge_matrices
 from centermerge_jax.ranks import Rank
 from centermerge_jax.task_vectors import Experts
-from centermerge_jax.transforms.masks import check_task
 from centermerge_jax.transforms.spectra import common_frames, product
-from centermerge_jax.trees import Params, named_experts
+from centermerge_jax.trees import Params, check_task, named_experts
 from centermerge_jax.views import Views
 
 

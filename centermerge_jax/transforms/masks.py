@@ -90,19 +90,6 @@ def masked(x: Any, mask: Any) -> Any:
     return xp.where(mask, x, xp.zeros_like(x))
 
 
-def check_task(task: str, tasks: tuple[str, ...]) -> int:
-    """The place of a task.
-
-    Raises:
-      ParameterError: There is no task of that name.
-    """
-    if task not in tasks:
-        raise ParameterError(
-            f"no task is called {task!r}; there are {', '.join(tasks)}"
-        )
-    return tasks.index(task)
-
-
 def _ordered(size: Any) -> Any:
     """Magnitudes of each array in ascending order."""
     flat = size.reshape(len(size), -1)
