@@ -38,7 +38,6 @@ from centermerge_jax.errors import listing
 from centermerge_jax.host_memory import Arena, cores, give_back
 from centermerge_jax.linalg import recorded_solves
 from centermerge_jax.merge_statistics import describe_statistics, part_arguments
-from centermerge_jax.named_models import network_settings
 from centermerge_jax.planning import Plan, cast, check_memory
 from centermerge_jax.progress import Report, silent, size_text
 from centermerge_jax.ranks import resolve_rank
@@ -115,8 +114,7 @@ def merge(
             views_digest=digest(todo.views) if todo.views else None,
             command=command,
         )
-        if kind != "hub":  # which has it in its config.json
-            manifest["config"] = network_settings(template)
+        manifest["config"] = todo.settings
         manifest["warnings"] = list(todo.warnings)
         manifest["statistics"] = describe_statistics(todo.statistics)
         manifest["solves"] = [solve for note in notes for solve in note["solves"]]

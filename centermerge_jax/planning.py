@@ -19,11 +19,13 @@ from centermerge_jax.linalg import Solver, choose_solver
 from centermerge_jax.merge_statistics import find_statistics, number_bytes, part_bytes
 from centermerge_jax.methods import Method
 from centermerge_jax.model_inputs import adapters, open_experts, open_model
+from centermerge_jax.models.configurations.reader import Settings
 from centermerge_jax.needs import Needs
 from centermerge_jax.ranks import resolve_rank
 from centermerge_jax.recipe import Recipe, parse_size
 from centermerge_jax.settings import find_method, leaf_hyperparameters, try_out
 from centermerge_jax.settings import hyperparameters as shared
+from centermerge_jax.shared_settings import shared_settings
 from centermerge_jax.statistics import Statistics
 from centermerge_jax.trees import align, compute_dtype, is_merged
 from centermerge_jax.views import MatrixView, Row, Table, resolve, rows
@@ -54,6 +56,7 @@ class Plan:
       peak_bytes: Those that it is expected to take at most.
       warnings: What is allowed but perhaps not meant.
       statistics: Of each expert's data, where the method needs them.
+      settings: What no shape tells of the network, in the words of a `config.json`.
     """
 
     recipe: Recipe
@@ -72,6 +75,7 @@ class Plan:
     peak_bytes: int
     warnings: tuple[str, ...]
     statistics: Mapping[str, Statistics]
+    settings: Settings | None
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -158,6 +162,7 @@ def plan(recipe: Recipe) -> Plan:
         peak_bytes=peak,
         warnings=tuple(_warnings(recipe, method, experts)),
         statistics=statistics,
+        settings=shared_settings(experts, keeper),
     )
 
 

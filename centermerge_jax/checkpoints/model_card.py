@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 _TYPES = ("torch_dtype", "dtype")
@@ -72,22 +71,22 @@ def _as_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def retyped(file: Path, dtype: str | None) -> bytes:
+def retyped(name: str, content: bytes, dtype: str | None) -> bytes:
     """A configuration file's bytes, with the type of the weights as they now are.
 
     Args:
-      file: The file; only `config.json` is looked into.
+      name: Of the file; only `config.json` is looked into.
+      content: Its bytes.
       dtype: The new type, None if it did not change.
     """
-    raw = file.read_bytes()
-    if dtype is None or file.name != "config.json":
-        return raw
+    if dtype is None or name != "config.json":
+        return content
     try:
-        config = json.loads(raw)
+        config = json.loads(content)
     except ValueError:  # not ours to judge
-        return raw
+        return content
     stated = [key for key in _TYPES if isinstance(config.get(key), str)]
     if not stated:
-        return raw
+        return content
     config |= dict.fromkeys(stated, dtype)
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

@@ -28,6 +28,7 @@ from centermerge_jax.checkpoints.safetensors_writing import Layout
 from centermerge_jax.checkpoints.staging import Stage, stage_path
 from centermerge_jax.errors import CheckpointError
 
+_CONFIGS = {"config.json", "open_clip_config.json"}
 _SPILL = "leaves.safetensors"
 MAX_SHARD_BYTES = 5_000_000_000  # as hub folders usually have
 
@@ -200,8 +201,11 @@ def finish(
             _write_orbax({**leaves, **objects}, target, output, template)
         elif kind == "hub":
             dtype = manifest["hyperparameters"].get("dtype")
-            for file in template.sidecars:
-                (target / file.name).write_bytes(retyped(file, dtype))
+            files = {file.name: file.read_bytes() for file in template.sidecars}
+            if manifest.get("config") and not _CONFIGS & files.keys():
+                files["config.json"] = json.dumps(manifest["config"], indent=2).encode()
+            for name, content in files.items():
+                (target / name).write_bytes(retyped(name, content, dtype))
             card = target / "README.md"
             card.write_text(model_card(output.name, manifest), encoding="utf-8")
         written = {**manifest, "peak_memory_bytes": peak_memory()}

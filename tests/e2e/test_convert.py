@@ -211,18 +211,43 @@ def test_folders_keep_their_files(tmp_path):
         convert(start, tmp_path / "roberta", target="hf-roberta")
 
 
-@pytest.mark.parametrize("output", ["merged", "merged.safetensors"])
-def test_merges_of_orbax_folders_still_know_their_network(tmp_path, output):
+def orbax_berts(folder, *configs):
+    """Experts that `convert` made, which have their configuration in their manifest."""
     shapes = public.hf_bert(prefix="bert.")
-    for seed in range(3):
-        start, _ = write(tmp_path / f"bert{seed}", shapes, config=BERT, seed=seed)
-        convert(start, tmp_path / f"expert{seed}", target="orbax")
-    paths = [str(tmp_path / f"expert{seed}") for seed in range(3)]
+    for seed, config in enumerate(configs):
+        start, _ = write(folder / f"bert{seed}", shapes, config=config, seed=seed)
+        convert(start, folder / f"expert{seed}", target="orbax")
+    return [str(folder / f"expert{seed}") for seed in range(len(configs))]
+
+
+@pytest.mark.parametrize(
+    ("output", "form"),
+    [("merged", "orbax"), ("merged", "hub"), ("merged.safetensors", "safetensors")],
+)
+def test_merges_of_orbax_folders_still_know_their_network(tmp_path, output, form):
+    paths = orbax_berts(tmp_path, BERT, BERT, BERT)
     merged = str(tmp_path / output)
-    main(["merge", *paths, "-o", merged, "--method", "weight_average", "--quiet"])
+    settings = ("--method", "weight_average", "--format", form, "--quiet")
+    main(["merge", *paths, "-o", merged, *settings])
     # No shape tells the number of heads.
     assert load_model(merged).config == load_model(paths[0]).config
     assert load_model(merged).config.heads == 2
+    if form == "hub":  # and whoever reads only the usual files knows it too
+        assert json.loads((tmp_path / "merged/config.json").read_text()) == BERT
+
+
+def test_experts_of_two_networks_are_not_merged(tmp_path, capsys):
+    # The names of classes say nothing of the network; heads and epsilon do.
+    other = {**BERT, "id2label": {"0": "cat"}, "num_attention_heads": 4}
+    paths = orbax_berts(tmp_path, BERT, BERT, other)
+    for command in (["plan"], ["merge", "-o", str(tmp_path / "merged")]):
+        with pytest.raises(SystemExit):
+            main([*command, *paths, "--method", "weight_average"])
+        assert capsys.readouterr().err.startswith(
+            "ERROR: 1 difference from the configuration of 'expert0': expert2: "
+            "num_attention_heads is 4, expected 2. "
+        )
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_vision_transformer_between_two_libraries(tmp_path):
