@@ -25,6 +25,7 @@ from centermerge_jax.checkpoints import (
     HopelessError,
     Stage,
     choose_format,
+    constant_buffers,
     describe,
     finish,
     non_finite,
@@ -171,9 +172,11 @@ def _merge_parts(
         written: Future[None] | None = None
         parts = [todo.parts[number] for number in waiting]
         read = _ahead(reading, todo, _read, parts, arenas)
-        for number, (leaves, digests) in zip(waiting, read, strict=True):
-            merged, solves = _merge_part(todo, todo.parts[number], leaves, given)
-            del leaves
+        for number, (leaves, constants, digests) in zip(waiting, read, strict=True):
+            part = _without(todo.parts[number], constants)
+            merged, solves = _merge_part(todo, part, leaves, given)
+            merged |= _carried(todo, constants)
+            del leaves, constants
             # What a method passes on unchanged lies where the next part is read to.
             merged = {
                 name: leaf.copy()
@@ -234,23 +237,37 @@ def _room(todo: Plan, part: Part) -> int:
 
 
 def _take(todo: Plan, part: Part, arena: Arena) -> dict[str, Leaves]:
-    """A part of every model, as it is."""
+    """A part of every model, as it is, but for constant buffers."""
     arena.clear(_room(todo, part))
-    return {
+    trees = {
         name: dict(model.read_pieces(part.pieces, allocate=arena.allocate))
         for name, model in _models(todo, part).items()
     }
+    _take_constants(todo, part, trees)
+    return trees
+
+
+def _take_constants(todo: Plan, part: Part, trees: Mapping[str, Leaves]) -> Leaves:
+    """Takes the constant buffers out of the trees of a part."""
+    first = next(iter(_models(todo, part).values())).leaves
+    # A piece of a leaf does not tell whether the rest of it is the same everywhere.
+    whole = {p.leaf for p in part.pieces if p.shape == first[p.leaf].shape}
+    names = {
+        x for x in constant_buffers(trees.values()) & whole if not todo.views.get(x)
+    }
+    taken = [{name: tree.pop(name) for name in names} for tree in trees.values()]
+    return taken[0]
 
 
 def _read(
     todo: Plan, part: Part, arena: Arena
-) -> tuple[dict[str, Leaves], dict[str, dict[str, str]]]:
-    """A part of every model, all finite, and the digests of what was read."""
+) -> tuple[dict[str, Leaves], Leaves, dict[str, dict[str, str]]]:
+    """A part of every model, all finite; constant buffers; and digests of both."""
     models = _models(todo, part)
     arena.clear(_room(todo, part))
     trees: dict[str, Leaves] = {}
     digests: dict[str, dict[str, str]] = {}
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
     with ThreadPoolExecutor(cores()) as checking:
         checks = []
         for name, model in models.items():
@@ -261,10 +278,18 @@ def _read(
         for name, leaf, check in checks:
             value, faults = check.result()
             digests.setdefault(name, {})[leaf] = value
-            problems += faults
-    _refuse_non_finite(problems)
+            problems.setdefault(leaf, []).extend(faults)
+    constants = _take_constants(todo, part, trees) if any(problems.values()) else {}
+    bad = {x: faults for x, faults in problems.items() if faults and x not in constants}
+    cut = constant_buffers(trees.values()) & bad.keys() if bad else ()
+    _refuse_non_finite(
+        [fault for faults in bad.values() for fault in faults],
+        "Equal masks are carried where they are read as a whole: more --memory."
+        if any(not todo.views.get(leaf) for leaf in cut)
+        else "",
+    )
     _refuse_other_experts(todo, part, digests)
-    return trees, digests
+    return trees, constants, digests
 
 
 def _refuse_other_experts(
@@ -305,6 +330,8 @@ def _merge_part(
         (result,) = trees.values()
         if recipe.dtype:
             result = cast(result, np.dtype(recipe.dtype))
+    elif not part.pieces:
+        result = {}
     else:
         experts, base = _experts_and_base(todo, trees)
         method, merged = find_method(recipe.method), todo.leaves.merged
@@ -316,6 +343,25 @@ def _merge_part(
     # A narrow type may overflow where the inputs did not.
     _refuse_non_finite(non_finite("the merged model", leaves))
     return leaves, [dataclasses.asdict(solve) for solve in solves]
+
+
+def _without(part: Part, constants: Leaves) -> Part:
+    """The part without the leaves that are carried."""
+    return dataclasses.replace(
+        part,
+        pieces=tuple(p for p in part.pieces if p.leaf not in constants),
+        views={name: x for name, x in part.views.items() if name not in constants},
+    )
+
+
+def _carried(todo: Plan, constants: Leaves) -> Leaves:
+    """Constant buffers as they are to be stored."""
+    leaves = {name: _stored(todo, name, leaf) for name, leaf in constants.items()}
+    finite = {
+        name: np.where(np.isneginf(constants[name]), 0, x) for name, x in leaves.items()
+    }
+    _refuse_non_finite(non_finite("the merged model", finite))
+    return leaves
 
 
 def _arguments(todo: Plan, part: Part) -> dict[str, Any]:
@@ -344,10 +390,10 @@ def _stored(todo: Plan, name: str, leaf: Any) -> Any:
     return leaf if info.kind == "string" else np.asarray(leaf, info.dtype)
 
 
-def _refuse_non_finite(problems: Sequence[str]) -> None:
+def _refuse_non_finite(problems: Sequence[str], cure: str = "") -> None:
     if problems:
         header = "{n} leaf name{s} with non-finite values"
-        raise HopelessError(listing(header, problems))
+        raise HopelessError(listing(header, problems, cure))
 
 
 def _write(

@@ -5,7 +5,8 @@ Reading never unpickles and never needs the model's code; writing is all or noth
 * `open_checkpoint` recognises a safetensors file, a hub folder (whole or sharded) and
   an Orbax folder, and returns a `Checkpoint`: names, shapes and types without data,
   and `read` for one leaf at a time.
-* `non_finite` lists the leaves that hold NaN or infinity.
+* `non_finite` lists the leaves that hold NaN or infinity; `constant_buffers` those of
+  them that several models share and that are meant to (masks).
 * `refuse_existing`, `choose_format` and `save` write a model and its manifest under a
   name that did not exist before; `prepare`, `staged` and `finish` do it part by part,
   and can go on after an interruption.
@@ -21,6 +22,7 @@ from centermerge_jax.checkpoints.checkpoint import (
     Leaf,
     LeafInfo,
     Piece,
+    constant_buffers,
     non_finite,
 )
 from centermerge_jax.checkpoints.manifest import describe, manifest_path
@@ -50,6 +52,7 @@ __all__ = [
     "Piece",
     "Stage",
     "choose_format",
+    "constant_buffers",
     "describe",
     "finish",
     "is_adapter",

@@ -257,6 +257,35 @@ def non_finite(name: str, leaves: Mapping[str, Leaf]) -> list[str]:
     return problems
 
 
+def constant_buffers(models: Iterable[Mapping[str, Leaf]]) -> set[str]:
+    """The leaves that are not finite because they are meant to be, as causal masks are.
+
+    Args:
+      models: The same leaves of several models.
+
+    Returns:
+      Names of those that hold -inf, neither NaN nor +inf, and the same in every model:
+      nothing can be computed with them, and nothing has to be.
+
+    Example:
+      >>> model = {"mask": np.array([[0, -np.inf], [0, 0]]), "w": np.ones(2)}
+      >>> constant_buffers([model, {**model, "w": np.zeros(2)}])
+      {'mask'}
+    """
+    first, *others = models
+    return {
+        name
+        for name, leaf in first.items()
+        if not isinstance(leaf, str)
+        and _holds_minus_infinity(np.asarray(leaf))
+        and all(np.array_equal(leaf, other[name]) for other in others)
+    }
+
+
+def _holds_minus_infinity(array: np.ndarray) -> bool:
+    return not _all_finite(array) and not (np.isnan(array) | np.isposinf(array)).any()
+
+
 def _all_finite(array: np.ndarray) -> bool:
     """As `np.isfinite(array).all()`, in one pass over the memory."""
     if array.dtype.kind in "iub":

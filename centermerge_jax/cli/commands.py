@@ -198,17 +198,24 @@ class Inspect:
 
     def run(self) -> None:
         """Reads and prints."""
-        from centermerge_jax.checkpoints import non_finite, open_checkpoint
+        from centermerge_jax.checkpoints import (
+            constant_buffers,
+            non_finite,
+            open_checkpoint,
+        )
         from centermerge_jax.errors import CheckpointError, listing
 
         checkpoint = open_checkpoint(self.checkpoint, subtree=self.path)
         names = [] if self.headers_only else list(checkpoint.leaves)
         problems: list[str] = []
+        masks: list[str] = []
         with progress(quiet=self.json or self.headers_only) as report:
             for start in range(0, len(names), _AT_ONCE):
                 report(f"reading {names[start]}", start / len(names))
                 some = checkpoint.read_all(names[start : start + _AT_ONCE])
-                problems += non_finite(checkpoint.name, some)
+                masks += sorted(constant_buffers([some]))
+                others = {name: x for name, x in some.items() if name not in masks}
+                problems += non_finite(checkpoint.name, others)
         leaves = [
             {
                 "leaf": name,
@@ -223,7 +230,9 @@ class Inspect:
             found = {"format": checkpoint.format, "bytes": total, "leaves": leaves}
             print(
                 json.dumps(
-                    found | {"non_finite": None if self.headers_only else problems}
+                    found
+                    | {"non_finite": None if self.headers_only else problems}
+                    | {"minus_infinity": None if self.headers_only else masks}
                 )
             )
         else:
@@ -233,8 +242,10 @@ class Inspect:
             state = "values not read" if self.headers_only else "all finite"
             print(
                 f"{checkpoint.format}: {len(leaves)} leaves, {size_text(total)}"
-                + ("" if problems else f", {state}")
+                + ("" if problems or masks else f", {state}")
             )
+        if masks:
+            _warn([f"-inf in {', '.join(masks)}, which merges carry as it is"])
         if problems:
             raise CheckpointError(listing("{n} non-finite leaf name{s}", problems))
 

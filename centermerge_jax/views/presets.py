@@ -38,6 +38,7 @@ _NOT_MATRICES = (
     Rule(_IN + r"(?:\w*_)?(?:embed(?:ding)?s?|positions?|tokens?|cls|probe)"),
     Rule(_IN + r"(?:wte|wpe|shared|relative_attention_bias)[./]\w+"),
     Rule(_IN + r"(?:\w*_)?embed(?:ding)?s?(?:_\w+)?[./](?:weight|embedding)"),
+    Rule(_IN + r"\w*mask"),  # which is added, not multiplied
     # Convolutions, among them the one that cuts patches.
     *(Rule(_IN + r"\w*conv\w*[./](?:kernel|weight)", ndim=n) for n in (3, 4, 5)),
     Rule(_IN + r"\w*(?:patch|stem|downsample)\w*[./](?:.*[./])?kernel", ndim=4),
