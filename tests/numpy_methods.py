@@ -675,6 +675,29 @@ def esm(experts, base, matrices, grams, scale):
     return found
 
 
+def ace_merging(x, ridge=1e-5, heterogeneity=0.3, fraction=0.3):
+    tasks, r = len(x), min(x.shape[1:])
+    sizes = np.array([norm(d) ** 2 for d in x])
+    logs = np.log(sizes + 1e-12)
+    unlike = tasks > 1 and logs.var(ddof=1) / logs.mean() ** 2 > heterogeneity
+    numerator, denominator, plain, ridges = 0.0, 0.0, [], []
+    for d in x:
+        e = d - d.mean(axis=0)
+        unit = np.trace(e.T @ e) if unlike else 1.0
+        plain.append(e.T @ e / unit)
+        ridges.append(plain[-1] + ridge / unit * np.eye(x.shape[2]))
+        numerator = numerator + e @ ridges[-1]
+        denominator = denominator + ridges[-1]
+    row = sum(plain).mean(axis=0) / (sizes.mean() if unlike else 1.0)
+    merged = numerator @ np.linalg.inv(denominator + row[None])
+    if unlike:
+        middle = sum(ridges) / tasks
+        residual = merged + sum(d @ (c - middle) for d, c in zip(x, plain, strict=True))
+        u, s, vh = cut(residual, max(1, int(fraction * r)))
+        merged = merged + s.mean() * (u @ vh)
+    return merged
+
+
 def truncated_task_arithmetic(experts, base, matrices, rank, scale):
     return per_matrix(cart, rest="mean")(
         experts, base, matrices, rank=rank, scale=scale
@@ -733,5 +756,6 @@ REFERENCES = {
     "svc": svc,
     "wudi": per_matrix(wudi, rest="base"),
     "wudi_closed": per_matrix(wudi_closed, rest="base"),
+    "ace_merging": per_matrix(ace_merging, rest="scaled_mean"),
     "esm": esm,
 }

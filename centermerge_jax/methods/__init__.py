@@ -1,5 +1,6 @@
 """Merging methods: short compositions of task vectors and transforms."""
 
+from centermerge_jax.methods.ace import ace_merging as ace_merging
 from centermerge_jax.methods.averages import karcher_mean as karcher_mean
 from centermerge_jax.methods.averages import lerp as lerp
 from centermerge_jax.methods.averages import model_stock as model_stock

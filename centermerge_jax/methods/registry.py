@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from centermerge_jax.methods.ace import ace_merging
 from centermerge_jax.methods.averages import (
     karcher_mean,
     lerp,
@@ -428,6 +429,11 @@ METHODS: Mapping[str, Method] = {
         wudi_closed,
         laws=("order", "translation", "scale_zero", "linear"),
         grid={"scale": (0.3, 0.5, 0.8, 1.0)},
+    ),
+    "ace_merging": Method(
+        ace_merging,
+        laws=("order", "translation", "scale_zero"),
+        grid={"ridge": (1e-5, 1e-4, 1e-3), "scale": (1.0, 1.5)},
     ),
     "esm": Method(
         esm,

@@ -14,6 +14,7 @@ from centermerge_jax.random_numbers import uniforms
 EVERY = pytest.mark.parametrize("name", list(METHODS))
 
 OTHERS = [
+    ("ace_merging", {"heterogeneity": 0.0, "fraction": 0.5, "ridge": 0.01}),
     ("breadcrumbs", {"density": 0.3, "outliers": 0.2}),
     ("consensus", {"threshold": 0.2, "agree": 3}),
     ("dc_merge", {"keep": 0.2}),
