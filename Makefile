@@ -30,14 +30,14 @@ bench: venv ## run all benchmarks on a quiet machine (about an hour)
 	  $(BIN)/python -m experiments.benchmarks.$$program || exit 1; \
 	done
 
-mergekit: ## install mergekit in its own environment, for a benchmark (1.6 GB)
+mergekit: ## install mergekit in its own environment, to compare with (1.6 GB)
 	test -x third_party/.venv-mergekit/bin/python || \
 	  $(PYTHON) -m venv third_party/.venv-mergekit
 	third_party/.venv-mergekit/bin/python -m pip install --quiet \
 	  --disable-pip-version-check --requirement third_party/mergekit.txt
 
-parity: venv ## compare with open_clip, timm and transformers (7 GB); WRITE=1 makes goldens
-	for peer in openclip transformers; do \
+parity: venv mergekit ## compare with peers' code (10 GB); WRITE=1 makes goldens
+	for peer in openclip transformers fusionbench; do \
 	  test -x third_party/.venv-$$peer/bin/python || \
 	    $(PYTHON) -m venv third_party/.venv-$$peer || exit 1; \
 	  third_party/.venv-$$peer/bin/python -m pip install --quiet \
@@ -49,8 +49,12 @@ parity: venv ## compare with open_clip, timm and transformers (7 GB); WRITE=1 ma
 	done
 	$(TRANSFORMERS) $(PARITY)/transformers_outputs.py $(if $(WRITE),--write) \
 	  --minilm "$$($(BIN)/python -c '$(MINILM)')"
+	for peer in mergekit fusionbench; do \
+	  third_party/.venv-$$peer/bin/python $(PARITY)/merging_outputs.py \
+	    --peer $$peer $(if $(WRITE),--write) || exit 1; \
+	done
 	$(BIN)/python $(PARITY)/roundtrip.py --peer $(OPENCLIP)
-	$(BIN)/python -m pytest tests/parity/test_goldens.py
+	$(BIN)/python -m pytest tests/parity/test_goldens.py tests/parity/test_merging_goldens.py
 
 test: venv ## run all tests
 	$(BIN)/python -m pytest --numprocesses 2
