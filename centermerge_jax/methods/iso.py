@@ -133,7 +133,7 @@ def _common_and_specific(
     u, s, vh = svd(x.sum(0))
     u, s, vh = u[:, :shared], s[:shared], vh[:shared]
     rest = project(x, jnp.broadcast_to(u, (tasks, *u.shape)), complement=True)
-    us, ss, vhs = svd(rest)
+    us, ss, vhs = svd(rest, jnp.linalg.norm(x, axis=(1, 2)))
     us, ss, vhs = us[..., :own], ss[..., :own], vhs[:, :own]
     every = jnp.concatenate([ss.reshape(-1), s])
     left, of_left = isometry(jnp.concatenate([beside(us), u], axis=1))

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax.lax import Precision
 from jaxtyping import Array, Float
 
 from centermerge_jax.linalg import MEMORY
@@ -30,7 +31,7 @@ def knots(
     """Task vectors in one basis of their outputs, merged there as TIES does.
 
         [tau_1 ... tau_T] = U S [V_1^T ... V_T^T]
-        theta = theta_0 + scale * U ties(S V_1^T, ..., S V_T^T)
+        theta = theta_0 + scale * U ties(U^T tau_1, ..., U^T tau_T)
 
     Made for low-rank adapters, whose vectors have few directions in common.
 
@@ -73,8 +74,7 @@ def knots(
 def _aligned_ties(
     x: Float[Array, "tasks out in"], *, density: float
 ) -> Float[Array, "out in"]:
-    tasks, _, width = x.shape
-    u, s, vh = svd(beside(x))
-    parts = (s[:, None] * vh).reshape(len(s), tasks, width).swapaxes(0, 1)
+    u, s, _ = svd(beside(x))
+    parts = jnp.matmul(u.mT[None], x, precision=Precision.HIGHEST)
     merged = disjoint_mean(masked(parts, largest(parts, share=density)))
     return product(u, jnp.ones_like(s), merged)

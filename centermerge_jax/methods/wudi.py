@@ -149,14 +149,25 @@ def _descended(
 
 
 def _minimised(x: Float[Array, "tasks out in"]) -> Float[Array, "out in"]:
-    grams = _weighted_grams(x)
-    every = grams.sum(0)
-    values, vectors = jnp.linalg.eigh(every)
-    there = values > _CUT * values[-1:]
-    inverse = jnp.where(there, 1 / jnp.where(there, values, 1), 0)
-    within = _matmul(_matmul(x, grams).sum(0), vectors) * inverse[None]
-    outside = masked(_matmul(x.sum(0), vectors), ~there[None])
-    return _matmul(within + outside, vectors.mT)
+    """The minimiser from the singular vectors of all task vectors, at unit length.
+
+    With tau_t / |tau_t| = P_t S V^T, where P_1, ..., P_T are the blocks of the left
+    factor, A is V S^2 V^T, and M is sum_t |tau_t| P_t S^2 P_t^T P_t S^-1 V^T on the
+    span of V. The Gram matrix itself would square what is small.
+    """
+    tasks, height, width = x.shape
+    lengths = jnp.sqrt((x * x).sum((1, 2)))[:, None, None]
+    units = x / jnp.where(lengths > 0, lengths, 1)
+    left, s, vh = jnp.linalg.svd(units.reshape(-1, width), full_matrices=False)
+    there = s > _CUT**0.5 * s[:1]
+    inverse = jnp.where(there, 1 / jnp.where(there, s, 1), 0)
+    blocks = left.reshape(tasks, height, -1)
+    squares = _matmul(blocks * (s * s)[None, None], _matmul(blocks.mT, blocks))
+    within = (lengths * squares).sum(0) * inverse[None]
+    total = x.sum(0)
+    vh = masked(vh, there[:, None])
+    outside = total - _matmul(_matmul(total, vh.mT), vh)
+    return _matmul(within, vh) + outside
 
 
 def _weighted_grams(x: Any) -> Any:

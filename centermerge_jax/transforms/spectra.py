@@ -46,8 +46,11 @@ def common_frames(
       Gargiulo et al., "Task Singular Vectors", 2024, arXiv:2412.00081: whitening by the
       orthogonal Procrustes problem.
     """
-    rows = factors.vh.reshape(-1, factors.vh.shape[-1])
-    left, of_left = isometry(beside(factors.u))
+    # Vectors that belong to zero are arbitrary, and would turn the frames.
+    shape = (factors.u.shape[1], factors.vh.shape[2])
+    there = factors.s > absent(shape, factors.s.dtype) * factors.s[:, :1]
+    rows = masked(factors.vh, there[:, :, None]).reshape(-1, factors.vh.shape[-1])
+    left, of_left = isometry(beside(masked(factors.u, there[:, None, :])))
     right, of_right = isometry(rows)
     return left, right, jnp.minimum(of_left, of_right)
 
@@ -85,10 +88,15 @@ def product(
     return jnp.matmul(u * s[..., None, :], vh, precision=Precision.HIGHEST)
 
 
-def svd(x: Any) -> tuple[Array, Array, Array]:
+def svd(x: Any, size: Any = 0.0) -> tuple[Array, Array, Array]:
     """The full decomposition; values within rounding are 0, and so are their vectors.
 
     Those are arbitrary, and a map that gives them a value would make up directions.
+
+    Args:
+      x: Matrices.
+      size: Of what they were computed from, `[*batch]`, if that was larger: rounding
+        errors are relative to it.
 
     Example:
       >>> u, s, vh = svd(jnp.ones((2, 2)))
@@ -97,7 +105,8 @@ def svd(x: Any) -> tuple[Array, Array, Array]:
              [0.5, 0.5]], dtype=float32))
     """
     u, s, vh = jnp.linalg.svd(x, full_matrices=False)
-    there = s > absent(x.shape, s.dtype) * s[..., :1]
+    largest = jnp.maximum(s[..., :1], jnp.asarray(size, s.dtype)[..., None])
+    there = s > absent(x.shape, s.dtype) * largest
     s = jnp.where(there, s, 0)
     return masked(u, there[..., None, :]), s, masked(vh, there[..., :, None])
 

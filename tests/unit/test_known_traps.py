@@ -166,3 +166,59 @@ def test_what_is_not_finite_stays_visible(name):
     ):
         pytest.skip("leaves what is no matrix at the base")
     assert np.isnan(np.float32(merged["blocks/0/mlp/fc1/bias"])).any()
+
+
+def low_rank_models(rank):
+    """Experts whose matrices differ from the base in a few directions only."""
+    rng = np.random.default_rng(5)
+    base = {"kernel": np.zeros((16, 16), np.float32)}
+
+    def tuned():
+        left, right = rng.normal(size=(16, rank)), rng.normal(size=(rank, 16))
+        return {"kernel": np.float32(0.02 * left @ right)}
+
+    return {name: tuned() for name in "abc"}, base
+
+
+@pytest.mark.parametrize("name", ["tsv_m", "dc_merge", "cart_tsv"])
+def test_directions_that_tasks_lack_do_not_turn_the_frames(name):
+    # Of the vectors that belong to zero each solver returns others.
+    experts, base = low_rank_models(2)
+    told = zoo.settings(METHODS[name], rank=0.25)
+    bases = [base] if METHODS[name].needs_base else []
+    exact, gram = (
+        np.asarray(
+            METHODS[name].function(experts, *bases, **told, solver=solver)["kernel"]
+        )
+        for solver in ("exact", "gram")
+    )
+    np.testing.assert_allclose(exact, gram, rtol=0, atol=1e-4 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("name", ["knots", "iso_cts", "tsv_m", "dc_merge"])
+def test_a_task_that_changed_nothing_does_not_count_by_its_rounding_errors(name):
+    experts, base = zoo.models()
+    still = {"a": experts["a"], "b": base}
+    told = zoo.settings(METHODS[name])
+    first = zoo.run(name, still, base, **told)
+    # Multiplied by one third and three, numbers are rounded otherwise.
+    third = np.float32(1 / 3)
+    other = {t: {n: x * third for n, x in tree.items()} for t, tree in still.items()}
+    second = zoo.run(name, other, {n: x * third for n, x in base.items()}, **told)
+    for leaf in zoo.MATRICES:
+        moved = np.asarray(first[leaf]) - base[leaf]
+        again = np.asarray(second[leaf]) / third - base[leaf]
+        np.testing.assert_allclose(
+            again, moved, rtol=0, atol=2e-4 * np.abs(moved).max(), err_msg=leaf
+        )
+
+
+def test_one_expert_is_the_minimiser_of_its_own_interference():
+    experts, base = zoo.models(1)
+    merged = zoo.run("wudi_closed", experts, base)
+    for leaf in zoo.MATRICES:
+        tau = experts["a"][leaf] - base[leaf]
+        moved = np.asarray(merged[leaf]) - base[leaf]
+        np.testing.assert_allclose(
+            moved, tau, rtol=0, atol=2e-4 * np.abs(tau).max(), err_msg=leaf
+        )
