@@ -31,6 +31,7 @@ from centermerge_jax.checkpoints import (
     non_finite,
     prepare,
     refuse_existing,
+    refuse_inside,
     sha256,
     staged,
 )
@@ -88,6 +89,7 @@ def merge(
     output = Path(output)
     check_memory(todo)
     refuse_existing(output)
+    refuse_inside(output, _opened(todo))
     template = next(iter(todo.models.values()))
     if todo.keeper is not None:
         # A kept head goes with the configuration that names its classes.

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from centermerge_jax.checkpoints import Checkpoint, LeafInfo
+from centermerge_jax.checkpoints import Checkpoint, LeafInfo, refuse_inside
 from centermerge_jax.division import Part, copies, divide
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.leaf_selection import Leaves, sort_leaves
@@ -94,6 +94,8 @@ def plan(recipe: Recipe) -> Plan:
         raise ParameterError(
             f"{recipe.method} of a single checkpoint is that checkpoint; give several"
         )
+    if recipe.output:
+        refuse_inside(recipe.output, [*experts.values(), *([base] if base else [])])
     models = experts | ({"base": base} if base and method.needs_base else {})
     keeper = base if recipe.keep_from == "base" else experts.get(recipe.keep_from or "")
     leaves = sort_leaves(recipe, experts, base, keeper)

@@ -7,7 +7,7 @@ Reading never unpickles and never needs the model's code; writing is all or noth
   and `read` for one leaf at a time.
 * `non_finite` lists the leaves that hold NaN or infinity; `constant_buffers` those of
   them that several models share and that are meant to (masks).
-* `refuse_existing`, `choose_format` and `save` write a model and its manifest under a
+* `refuse_existing`, `refuse_inside`, `choose_format` and `save` write a model and its manifest under a
   name that did not exist before; `prepare`, `staged` and `finish` do it part by part,
   and can go on after an interruption.
 * `describe` builds that manifest.
@@ -33,6 +33,7 @@ from centermerge_jax.checkpoints.output import (
     finish,
     prepare,
     refuse_existing,
+    refuse_inside,
     save,
 )
 from centermerge_jax.checkpoints.staging import (
@@ -64,6 +65,7 @@ __all__ = [
     "open_checkpoint",
     "prepare",
     "refuse_existing",
+    "refuse_inside",
     "rename",
     "save",
     "sha256",

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,18 @@ _SPILL = "leaves.safetensors"
 MAX_SHARD_BYTES = 5_000_000_000  # as hub folders usually have
 
 
+_LONGEST_AFFIX = 32  # bytes around an output's name in those of hidden files beside it
+
+
 def refuse_existing(output: str | Path) -> None:
     """Refuses an output that exists or cannot be made. Call it before any work.
 
     Raises:
-      CheckpointError: Something, be it a broken link, has the name already, or the
-        folder around it is missing or not writable.
+      CheckpointError: Something, be it a broken link, has the name already, it is too
+        long, or the folder around it is missing or not writable.
     """
     output = Path(output)
+    _refuse_long_name(output)
     # A kill between the two renames of `publish` leaves a manifest and the stage.
     ours = stage_path(output).is_dir()
     for path in (output,) if ours else (output, manifest_path(output)):
@@ -54,6 +58,38 @@ def refuse_existing(output: str | Path) -> None:
         raise CheckpointError(f"{output}: there is no folder {parent}; {cure}")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise CheckpointError(f"{output}: the folder {parent} is not writable")
+
+
+def _refuse_long_name(output: Path) -> None:
+    if not output.parent.is_dir():
+        return  # of which more is to be said
+    most = os.pathconf(output.parent, "PC_NAME_MAX") - _LONGEST_AFFIX
+    length = len(os.fsencode(output.name))
+    if length > most:
+        raise CheckpointError(
+            f"{output}: the name has {length} bytes; with what is put beside it while "
+            f"it is written, this disk allows {most}"
+        )
+
+
+def refuse_inside(output: str | Path, models: Iterable[Checkpoint]) -> None:
+    """Refuses an output that would lie in a folder of its inputs, and change them.
+
+    Raises:
+      CheckpointError: It would; the message names both.
+    """
+    output = Path(output)
+    around = output.absolute().parent.resolve()
+    for model in models:
+        # Of a hub folder the index may have been given.
+        folder = model.path.parent if model.path.is_file() else model.path
+        if model.path.is_file() and model.format != "hub":
+            continue
+        if around.is_relative_to(folder.resolve()):
+            raise CheckpointError(
+                f"{output}: lies inside of {folder}, which is an input; choose an "
+                "output elsewhere"
+            )
 
 
 def save(

@@ -320,6 +320,54 @@ def test_existing_or_impossible_output(kind, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "name", ["x" * 250, "\u00e4" * 120, "x" * 238 + ".safetensors"]
+)
+def test_names_that_leave_no_room_for_hidden_ones(name, tmp_path, capsys):
+    paths = write_safetensors(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as done:
+        main(["merge", *paths, "-o", str(tmp_path / name), *GOOD])
+    assert done.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    length = len(name.encode())
+    assert f"the name has {length} bytes; with what is put beside it" in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("form", ["hub", "orbax", "safetensors"])
+def test_the_longest_name(form, tmp_path):
+    paths = write_safetensors(tmp_path)
+    room = os.pathconf(tmp_path, "PC_NAME_MAX") - 32
+    suffix = ".safetensors" if form == "safetensors" else ""
+    output = tmp_path / ("x" * (room - len(suffix)) + suffix)
+    main(["merge", *paths, "-o", str(output), *GOOD, "--format", form, "--quiet"])
+    assert output.exists()
+
+
+@pytest.mark.parametrize("form", ["hub", "orbax"])
+@pytest.mark.parametrize("command", ["plan", "merge"])
+def test_an_output_inside_an_input(form, command, tmp_path, capsys):
+    if form == "orbax":
+        paths = write_orbax(tmp_path)
+    else:
+        leaves = flat(expert(0))
+        paths = [write_hub(tmp_path / n, leaves, shards=2) for n in ("cars", "dtd")]
+        paths[1] += "/model.safetensors.index.json"
+    inside = tmp_path / "dtd" / "merged"
+    (tmp_path / "link").symlink_to(tmp_path / "dtd")
+    for output in (inside, tmp_path / "link" / "merged"):
+        with pytest.raises(SystemExit) as done:
+            main([command, *paths, "-o", str(output), *GOOD])
+        assert done.value.code == 2
+        assert capsys.readouterr().err == (
+            f"ERROR: {output}: lies inside of {tmp_path}/dtd, which is an input; "
+            "choose an output elsewhere\n"
+        )
+        assert not output.exists()
+
+
 def test_many_differences_are_listed_with_their_place(tmp_path, capsys):
     paths = write_safetensors(
         tmp_path,
