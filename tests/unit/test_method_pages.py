@@ -39,7 +39,7 @@ def test_the_command_lists_and_shows(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["methods", "iso_ct"])
     assert stopped.value.code == 2
-    assert "did you mean iso_c?" in capsys.readouterr().err
+    assert "did you mean iso_cts?" in capsys.readouterr().err
 
 
 def test_values_have_the_types_of_the_function():
