@@ -7,9 +7,9 @@ Reading never unpickles and never needs the model's code; writing is all or noth
   and `read` for one leaf at a time.
 * `non_finite` lists the leaves that hold NaN or infinity; `constant_buffers` those of
   them that several models share and that are meant to (masks).
-* `refuse_existing`, `refuse_inside`, `choose_format` and `save` write a model and its manifest under a
-  name that did not exist before; `prepare`, `staged` and `finish` do it part by part,
-  and can go on after an interruption.
+* `refuse_existing`, `refuse_inside`, `choose_format` and `save` write a model and its
+  manifest under a name that did not exist before; `prepare`, `staged` and `finish` do
+  it part by part, and can go on after an interruption.
 * `describe` builds that manifest.
 
 Importing this package imports neither JAX nor Orbax; an Orbax folder does when opened.
