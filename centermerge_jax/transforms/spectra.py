@@ -105,8 +105,8 @@ def svd(x: Any, size: Any = 0.0) -> tuple[Array, Array, Array]:
              [0.5, 0.5]], dtype=float32))
     """
     u, s, vh = jnp.linalg.svd(x, full_matrices=False)
-    largest = jnp.maximum(s[..., :1], jnp.asarray(size, s.dtype)[..., None])
-    there = s > absent(x.shape, s.dtype) * largest
+    largest = jnp.maximum(s[..., 0], jnp.broadcast_to(size, s.shape[:-1]))
+    there = s > absent(x.shape, s.dtype) * largest[..., None]
     s = jnp.where(there, s, 0)
     return masked(u, there[..., None, :]), s, masked(vh, there[..., :, None])
 
