@@ -4,8 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from centermerge_jax.checkpoints import Checkpoint
-from centermerge_jax.errors import ParameterError, listing
+import jax.numpy as jnp
+
+from centermerge_jax.checkpoints import Checkpoint, LeafInfo
+from centermerge_jax.errors import CheckpointError, ParameterError, listing
 from centermerge_jax.recipe import Recipe
 
 
@@ -40,6 +42,7 @@ def sort_leaves(
 
     Raises:
       ParameterError: A pattern is none or matches no leaf, or nothing is left to merge.
+      CheckpointError: Leaves are tied in some models only.
     """
     if bool(recipe.keep) != (recipe.keep_from is not None):
         raise ParameterError(
@@ -59,10 +62,56 @@ def sort_leaves(
     merged = dict.fromkeys(
         x for e in experts.values() for x in e.leaves if x not in out
     )
+    if not any(
+        _is_parameter(e.leaves.get(x)) for e in experts.values() for x in merged
+    ):
+        raise ParameterError(
+            f"nothing to merge: no floating leaf among {', '.join(list(merged)[:5])}"
+        )
+    named = {**experts, **({"base": base} if base else {})}
+    _refuse_tied(named, [name for name in everywhere if name not in out])
     if not merged:
         raise ParameterError("--exclude and --keep leave nothing to merge")
     kept = tuple(leaf for leaf in kept if leaf not in excluded)
     return Leaves(tuple(merged), kept, tuple(sorted(out - set(kept))))
+
+
+def _is_parameter(info: LeafInfo | None) -> bool:
+    return (
+        info is not None
+        and info.kind == "array"
+        and jnp.issubdtype(info.dtype, jnp.floating)
+    )
+
+
+def _refuse_tied(models: Mapping[str, Checkpoint], names: Sequence[str]) -> None:
+    """Refuses a tensor that one model stores under two names and another under one.
+
+    Only the first of its names is a leaf here: without a word about it the other one
+    would seem to be missing.
+    """
+    problems = []
+    for name, model in models.items():
+        for alias, leaf in model.tied.items():
+            others = {x: m.leaves.keys() for x, m in models.items() if m is not model}
+            if alias not in names or not any(alias in x for x in others.values()):
+                continue
+            where = ", ".join(x for x, leaves in others.items() if alias in leaves)
+            if all(leaf not in leaves for leaves in others.values()):
+                cure = (
+                    f"a name map has it called {alias}, with from = "
+                    f"'{re.escape(leaf)}': --names {name}=FILE"
+                )
+            else:
+                cure = "save all models again in one way, with both tensors or with one"
+            problems.append(
+                f"{name}: {alias} is the same tensor as {leaf}, but in {where} a leaf "
+                f"of its own; {cure}"
+            )
+    if problems:
+        raise CheckpointError(
+            listing("{n} tied name{s} that not all models have tied", problems)
+        )
 
 
 def _any_match(patterns: Sequence[str], name: str) -> bool:

@@ -11,7 +11,7 @@ import inspect
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +55,8 @@ from centermerge_jax.trees import (
 from centermerge_jax.views import digest
 
 Leaves = dict[str, Any]
+
+_NON_FINITE = "{n} leaf name{s} with non-finite values"
 
 
 def merge(
@@ -174,11 +176,11 @@ def _merge_parts(
         written: Future[None] | None = None
         parts = [todo.parts[number] for number in waiting]
         read = _ahead(reading, todo, _read, parts, arenas)
-        for number, (leaves, constants, digests) in zip(waiting, read, strict=True):
-            part = _without(todo.parts[number], constants)
+        for number, (leaves, carried, digests) in zip(waiting, read, strict=True):
+            part = _without(todo.parts[number], carried)
             merged, solves = _merge_part(todo, part, leaves, given)
-            merged |= _carried(todo, constants)
-            del leaves, constants
+            merged |= _carried(todo, carried)
+            del leaves, carried
             # What a method passes on unchanged lies where the next part is read to.
             merged = {
                 name: leaf.copy()
@@ -239,32 +241,54 @@ def _room(todo: Plan, part: Part) -> int:
 
 
 def _take(todo: Plan, part: Part, arena: Arena) -> dict[str, Leaves]:
-    """A part of every model, as it is, but for constant buffers."""
+    """A part of every model, as it is, but for what is carried."""
     arena.clear(_room(todo, part))
     trees = {
         name: dict(model.read_pieces(part.pieces, allocate=arena.allocate))
         for name, model in _models(todo, part).items()
     }
-    _take_constants(todo, part, trees)
+    _take_carried(todo, part, trees, _constants(todo, trees))
     return trees
 
 
-def _take_constants(todo: Plan, part: Part, trees: Mapping[str, Leaves]) -> Leaves:
-    """Takes the constant buffers out of the trees of a part."""
+def _take_carried(
+    todo: Plan, part: Part, trees: Mapping[str, Leaves], constants: Collection[str]
+) -> Leaves:
+    """Takes what is no parameter, though it floats, out of the trees of a part.
+
+    That is constant buffers, and Python's own numbers, which Orbax keeps exactly.
+    """
     first = next(iter(_models(todo, part).values())).leaves
     # A piece of a leaf does not tell whether the rest of it is the same everywhere.
     whole = {p.leaf for p in part.pieces if p.shape == first[p.leaf].shape}
-    names = {
-        x for x in constant_buffers(trees.values()) & whole if not todo.views.get(x)
-    }
-    taken = [{name: tree.pop(name) for name in names} for tree in trees.values()]
-    return taken[0]
+    numbers = {p.leaf for p in part.pieces if first[p.leaf].kind == "scalar"}
+    names = numbers | whole.intersection(constants)
+    taken = {model: {x: tree.pop(x) for x in names} for model, tree in trees.items()}
+    one, *others = taken
+    _refuse(
+        "{n} number{s} not the same in all models; only arrays are merged",
+        [
+            f"{other}: {name} is {taken[other][name]}, expected {value}"
+            for other in others
+            if other != "base"
+            for name, value in taken[one].items()
+            if not np.array_equal(taken[other][name], value)
+        ],
+        "--exclude leaves them out, --keep and --keep-from take one model's.",
+    )
+    return taken[one]
+
+
+def _constants(todo: Plan, trees: Mapping[str, Leaves]) -> set[str]:
+    """Names of the constant buffers in a part."""
+    matrices = {name for name, view in todo.views.items() if view is not None}
+    return constant_buffers(trees.values()) - matrices
 
 
 def _read(
     todo: Plan, part: Part, arena: Arena
 ) -> tuple[dict[str, Leaves], Leaves, dict[str, dict[str, str]]]:
-    """A part of every model, all finite; constant buffers; and digests of both."""
+    """A part of every model, all finite; what is carried; and digests of both."""
     models = _models(todo, part)
     arena.clear(_room(todo, part))
     trees: dict[str, Leaves] = {}
@@ -281,17 +305,18 @@ def _read(
             value, faults = check.result()
             digests.setdefault(name, {})[leaf] = value
             problems.setdefault(leaf, []).extend(faults)
-    constants = _take_constants(todo, part, trees) if any(problems.values()) else {}
-    bad = {x: faults for x, faults in problems.items() if faults and x not in constants}
-    cut = constant_buffers(trees.values()) & bad.keys() if bad else ()
-    _refuse_non_finite(
+    constants = _constants(todo, trees) if any(problems.values()) else set()
+    carried = _take_carried(todo, part, trees, constants)
+    bad = {x: faults for x, faults in problems.items() if faults and x not in carried}
+    _refuse(
+        _NON_FINITE,
         [fault for faults in bad.values() for fault in faults],
         "Equal masks are carried where they are read as a whole: more --memory."
-        if any(not todo.views.get(leaf) for leaf in cut)
+        if constants & bad.keys()
         else "",
     )
     _refuse_other_experts(todo, part, digests)
-    return trees, constants, digests
+    return trees, carried, digests
 
 
 def _refuse_other_experts(
@@ -332,8 +357,9 @@ def _merge_part(
         (result,) = trees.values()
         if recipe.dtype:
             result = cast(result, np.dtype(recipe.dtype))
-    elif not part.pieces:
-        result = {}
+    elif not any(map(is_merged, next(iter(trees.values())).values())):
+        _, rows = align(trees, any_dtype=("base",))  # nothing for a method to do
+        result = {name: leaves[0] for name, leaves in rows.items()}
     else:
         experts, base = _experts_and_base(todo, trees)
         method, merged = find_method(recipe.method), todo.leaves.merged
@@ -343,26 +369,28 @@ def _merge_part(
             result = method.function(experts, *base, **arguments)
     leaves = {name: _stored(todo, name, leaf) for name, leaf in result.items()}
     # A narrow type may overflow where the inputs did not.
-    _refuse_non_finite(non_finite("the merged model", leaves))
+    _refuse(_NON_FINITE, non_finite("the merged model", leaves))
     return leaves, [dataclasses.asdict(solve) for solve in solves]
 
 
-def _without(part: Part, constants: Leaves) -> Part:
+def _without(part: Part, carried: Leaves) -> Part:
     """The part without the leaves that are carried."""
     return dataclasses.replace(
         part,
-        pieces=tuple(p for p in part.pieces if p.leaf not in constants),
-        views={name: x for name, x in part.views.items() if name not in constants},
+        pieces=tuple(p for p in part.pieces if p.leaf not in carried),
+        views={name: x for name, x in part.views.items() if name not in carried},
     )
 
 
-def _carried(todo: Plan, constants: Leaves) -> Leaves:
-    """Constant buffers as they are to be stored."""
-    leaves = {name: _stored(todo, name, leaf) for name, leaf in constants.items()}
-    finite = {
-        name: np.where(np.isneginf(constants[name]), 0, x) for name, x in leaves.items()
+def _carried(todo: Plan, carried: Leaves) -> Leaves:
+    """What is carried, as it is to be stored."""
+    leaves = {name: _stored(todo, name, leaf) for name, leaf in carried.items()}
+    others = {
+        name: np.asarray(x)[~np.isneginf(carried[name])]
+        for name, x in leaves.items()
+        if not isinstance(x, str)
     }
-    _refuse_non_finite(non_finite("the merged model", finite))
+    _refuse(_NON_FINITE, non_finite("the merged model", others))
     return leaves
 
 
@@ -392,9 +420,8 @@ def _stored(todo: Plan, name: str, leaf: Any) -> Any:
     return leaf if info.kind == "string" else np.asarray(leaf, info.dtype)
 
 
-def _refuse_non_finite(problems: Sequence[str], cure: str = "") -> None:
+def _refuse(header: str, problems: Sequence[str], cure: str = "") -> None:
     if problems:
-        header = "{n} leaf name{s} with non-finite values"
         raise HopelessError(listing(header, problems, cure))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import chex
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from disk import flat, write_hub, write_orbax, write_safetensors
 from models import expert, experts
@@ -64,6 +65,44 @@ def test_orbax_in_memory_and_on_disk_are_the_same(tmp_path):
     found = flat(trees[0])
     chex.assert_trees_all_equal(found, flat(trees[1]), wanted())
     assert (tmp_path / "one" / "centermerge.json").is_file()
+
+
+def write_numbers(folder, **numbers):
+    """Orbax folders that hold an array, and numbers that are Python's own."""
+    paths = []
+    for i, name in enumerate(("a", "b", "c")):
+        leaves = {k: x[i] if isinstance(x, list) else x for k, x in numbers.items()}
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder / name, {"w": np.full(3, i, np.float32), **leaves})
+        paths.append(str(folder / name))
+    return paths
+
+
+@pytest.mark.parametrize("output", ["merged", "merged.safetensors"])
+def test_numbers_of_python_are_carried_as_they_are(tmp_path, output):
+    # None of them is a number of 32 bits.
+    numbers = {"epsilon": 0.001, "step": 2**40 + 1, "on": True}
+    paths = write_numbers(tmp_path, **numbers)
+    out = str(tmp_path / output)
+    main(["merge", *paths, "-o", out, "--method", "weight_average", "--quiet"])
+    merged = open_checkpoint(out).read_all()
+    assert {name: merged[name] for name in numbers} == numbers
+    if output == "merged":
+        assert {name: type(merged[name]) for name in numbers} == {
+            name: type(x) for name, x in numbers.items()
+        }
+    np.testing.assert_array_equal(merged["w"], np.ones(3))
+
+
+def test_numbers_of_python_that_differ(tmp_path, capsys):
+    paths = write_numbers(tmp_path, loss=[0.1, 0.1, 0.2], step=3)
+    with pytest.raises(SystemExit):
+        main(["merge", *paths, "-o", f"{tmp_path}/out", "--method", "weight_average"])
+    assert capsys.readouterr().err == (
+        "ERROR: 1 number not the same in all models; only arrays are merged: c: loss "
+        "is 0.2, expected 0.1. --exclude leaves them out, --keep and --keep-from take "
+        "one model's.\n"
+    )
 
 
 def test_three_hub_folders_with_torch_names_shards_and_heads(tmp_path):
