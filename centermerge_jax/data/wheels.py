@@ -22,7 +22,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from centermerge_jax.errors import DataError
 
@@ -212,6 +212,7 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
     return path
 
 
+@runtime_checkable
 class Archive(Protocol):
     """What readers take members out of: a zip file, or a tarball that looks alike."""
 
