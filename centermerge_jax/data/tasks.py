@@ -54,6 +54,14 @@ class Task:
     validation: Split
     test: Split
 
+    def splits(self) -> dict[str, Split]:
+        """All three, by name."""
+        return {
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
+        }
+
 
 def make_task(
     name: str,

@@ -65,7 +65,7 @@ def run(settings: Settings, output: str | Path) -> dict[str, Any]:
     tasks, wheel = fetch(settings)
     _make_folders(folder)
     clock.lap("data")
-    backbone = Backbone(dinov2.load(wheel), settings)
+    backbone = Backbone.of_images(dinov2.load(wheel), settings)
     splits, heads = prepare(tasks, backbone, settings)
     clock.lap("features and heads")
 
@@ -178,14 +178,14 @@ def prepare(
         for i, (name, task) in enumerate(tasks.items()):
             bar(f"frozen features of {name}", i / len(tasks))
             splits[name] = {
-                kind: backbone.tokens(getattr(task, kind))
-                for kind in ("train", "validation", "test")
+                kind: backbone.tokens(split.images, split.labels)
+                for kind, split in task.splits().items()
             }
             train = splits[name]["train"]
             shown = few_shots(task, settings.shots, seed=settings.seed)
-            few = Tokens(train.tokens[shown], train.labels[shown])
+            few = train[shown]
             heads[name] = fit_head(
-                backbone.all_features(few),
+                backbone.all_features(few.tokens),
                 few.labels,
                 classes=len(task.classes),
                 decay=settings.head_decay,
@@ -212,7 +212,11 @@ def make_experts(
                 bar(f"fine-tuning on {name}", (i + share) / len(heads))
 
             trained = fine_tune(
-                backbone, splits[name]["train"], head, settings, progress=show
+                backbone,
+                {name: splits[name]["train"]},
+                {name: head},
+                settings,
+                progress=show,
             )
             paths[name] = folder / "experts" / f"{name}.safetensors"
             save(flat_leaves(backbone.whole(trained)), paths[name], manifest=record)

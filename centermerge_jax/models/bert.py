@@ -126,8 +126,19 @@ class Bert(nnx.Module):
         self, ids: Ids, mask: TokenMask, types: Ids
     ) -> Float[Array, "n tokens d"]:
         """Tokens after the last block."""
+        return self.through(self.embed(ids, mask, types), mask)
+
+    def through(
+        self,
+        hidden: Float[Array, "n tokens d"],
+        mask: TokenMask,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Float[Array, "n tokens d"]:
+        """Tokens after the blocks from `start` to before `stop`."""
         seen = mask.astype(bool)[:, None, None, :]
-        return self.blocks(self.embed(ids, mask, types), seen)
+        return self.blocks(hidden, seen, start=start, stop=stop)
 
 
 def init(config: BertConfig, key: PRNGKeyArray) -> Params:
@@ -165,6 +176,52 @@ def apply(
     """
     types = jnp.zeros_like(ids) if types is None else types
     return bind(Bert, config, params)(ids, mask, types)
+
+
+def prefix(
+    params: Params, ids: Ids, mask: TokenMask, *, blocks: int, config: BertConfig
+) -> Float[Array, "n tokens d"]:
+    """Tokens after the embedding and the first `blocks` blocks.
+
+    Args:
+      params: As from `init`.
+      ids: As for `apply`; of the first type.
+      mask: As for `apply`.
+      blocks: From 0 (the embedding alone) to the depth.
+      config: The network's shape.
+
+    Raises:
+      ParameterError: `blocks` does not fit, or texts are longer than the context.
+    """
+    network = bind(Bert, config, params)
+    hidden = network.embed(ids, mask, jnp.zeros_like(ids))
+    return network.through(hidden, mask, stop=blocks)
+
+
+def suffix(
+    params: Params,
+    hidden: Float[Array, "n tokens d"],
+    mask: TokenMask,
+    *,
+    blocks: int,
+    config: BertConfig,
+) -> Float[Array, "n tokens d"]:
+    """Tokens after the last block, from those of `prefix` for as many `blocks`.
+
+    Raises:
+      ParameterError: `blocks` does not fit.
+
+    Example:
+      >>> import jax
+      >>> config = BertConfig(vocabulary=9, width=8, depth=2, heads=2, hidden=16)
+      >>> params = init(config, jax.random.key(0))
+      >>> ids = jnp.array([[1, 8, 0]])
+      >>> hidden = prefix(params, ids, ids != 0, blocks=1, config=config)
+      >>> hidden = suffix(params, hidden, ids != 0, blocks=1, config=config)
+      >>> bool((hidden == apply(params, ids, ids != 0, config=config)).all())
+      True
+    """
+    return bind(Bert, config, params).through(hidden, mask, start=blocks)
 
 
 def pool(params: Params, hidden: Float[Array, "n tokens d"]) -> Float[Array, "n d"]:
