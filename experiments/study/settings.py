@@ -1,0 +1,87 @@
+"""What the studies do how long: every number of them in one place."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from centermerge_jax.demo import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One study.
+
+    Attributes:
+      kind: What the network reads.
+      training: Tasks, their sizes and the fine-tuning, as the demo has them.
+      seeds: Each with its own heads, validation items, and order of the items.
+      shares: Ranks of the curves, as shares of full rank.
+      centered_scales: Scales that are tried around the mean, for the curves.
+      uncentered_scales: The same around the base.
+      tokens: Length of texts.
+    """
+
+    kind: Literal["vision", "text"]
+    training: Settings
+    seeds: tuple[int, ...]
+    shares: tuple[float, ...] = field(
+        default=(0.01, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.32, 0.48, 0.64, 0.8, 1.0)
+    )
+    centered_scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    uncentered_scales: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.8, 1.2)
+    tokens: int = 32
+
+    def at(self, seed: int) -> Settings:
+        """The training with one of the seeds."""
+        return replace(self.training, seed=seed)
+
+
+VISION = Study(
+    kind="vision",
+    training=Settings(
+        tasks=(
+            "br35h",
+            "cifar10",
+            "fashion",
+            "mnist",
+            "quickdraw",
+            "textile",
+            "traffic",
+            "xray",
+        ),
+        pixels=42,
+        frozen_blocks=6,
+        train=3200,
+        validation=128,
+        test=1000,
+        steps=100,
+        batch=32,
+        learning_rate=1e-4,
+    ),
+    seeds=(0, 1, 2),
+)
+"""DINOv2-S on eight sets of images."""
+
+TEXT = Study(
+    kind="text",
+    training=Settings(
+        tasks=(
+            "emotion",
+            "entity_sentiment",
+            "humor",
+            "newsgroups20",
+            "sms_spam",
+            "support",
+        ),
+        frozen_blocks=2,
+        train=3200,
+        validation=128,
+        test=1000,
+        steps=100,
+        batch=36,
+        learning_rate=1e-4,
+    ),
+    seeds=(0, 1, 2),
+)
+"""MiniLM on six sets of texts; the batch can be divided by six for joint training."""
+
+STUDIES = {study.kind: study for study in (VISION, TEXT)}
