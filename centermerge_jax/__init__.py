@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from centermerge_jax.statistics import merged_prefix_grams as merged_prefix_grams
     from centermerge_jax.statistics import read_statistics as read_statistics
     from centermerge_jax.statistics import write_statistics as write_statistics
+    from centermerge_jax.sweeping import sweep as sweep
     from centermerge_jax.task_vectors import TaskVectors as TaskVectors
     from centermerge_jax.task_vectors import center as center
     from centermerge_jax.task_vectors import combine as combine
@@ -94,6 +95,7 @@ _HOMES = {
     "subtract": "task_vectors",
     "subtract_factors": "low_rank_experts",
     "svd_report": "linalg",
+    "sweep": "sweeping",
     "task_arithmetic": "methods",
     "ties": "methods",
     "truncate": "transforms",
@@ -137,6 +139,7 @@ __all__ = [
     "subtract",
     "subtract_factors",
     "svd_report",
+    "sweep",
     "task_arithmetic",
     "ties",
     "transforms",

@@ -199,7 +199,7 @@ def merger(
 def _direct(
     method: Method, given: Sequence[Any], fixed: Mapping[str, Any]
 ) -> Callable[..., Params]:
-    return lambda **setting: method.function(*given, **fixed, **setting)
+    return lambda **setting: method.function(*given, **{**fixed, **setting})
 
 
 def _from_factors(

@@ -3,71 +3,23 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from tyro.conf import Positional, Suppress, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
 from centermerge_jax.cli.model_commands import Convert, Evaluate, Heads
+from centermerge_jax.cli.recipe_flags import Arguments, read_recipe, warn
 from centermerge_jax.cli.statistics_command import Statistics
+from centermerge_jax.cli.sweep_command import Sweep
 from centermerge_jax.progress import progress, size_text
-from centermerge_jax.recipe import Override, Recipe
 
 _AT_ONCE = 32  # leaves read together: one by one is slow in some formats
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Arguments(Recipe):
-    experts: Positional[tuple[str, ...]]
-    """Checkpoints of the fine-tuned models: safetensors files, hub folders (single or
-    sharded), Orbax directories, .msgpack, .npz or PyTorch files, LoRA folders, or names
-    on the hub (org/model). Each is called by its file or folder name; NAME=PATH calls
-    it otherwise. Or one recipe file, which ends in .yaml; flags go before what it
-    says."""
-
-    method: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """cart (the default), weight_average, task_arithmetic, ties, tsv_m, iso_c, or any
-    other that `centermerge methods` lists."""
-
-    rank: int | float | None = None
-    """Directions kept of each matrix: 0.08 is 8 % of min(m, n), 1.0 is everything, and
-    without a dot, 16, a number of directions."""
-
-    scale: float | None = None
-    """Factor on the sum of the task vectors."""
-
-    weights: Suppress[Mapping[str, float] | None] = None
-    overrides: Suppress[tuple[Override, ...]] = ()
-
-    names: UseAppendAction[tuple[str, ...]] = ()
-    """MODEL=FILE: the leaves of that model, an expert or 'base', are called as the TOML
-    file says. Repeatable."""
-
-    statistics: UseAppendAction[tuple[str, ...]] = ()
-    """NAME=FILE: what `centermerge statistics` measured of that expert, for fisher,
-    regmean, regmean_plus_plus and esm. Repeatable, once for each expert."""
-
-    exclude: UseAppendAction[tuple[str, ...]] = ()
-    """Regular expression; leaves whose whole name matches are left out. Repeatable."""
-
-    keep: UseAppendAction[tuple[str, ...]] = ()
-    """Regular expression; leaves whose whole name matches (a task head) are not merged
-    but copied from the model that --keep-from names. Repeatable."""
-
-    set: UseAppendAction[tuple[str, ...]] = ()
-    """NAME=VALUE: a further hyperparameter of the method, as `centermerge methods
-    METHOD` shows them. Repeatable."""
-
-    output: Annotated[str | None, arg(aliases=("-o",))] = None
-    """The new checkpoint: a file if it ends in .safetensors, else a folder."""
-
-    json: bool = False
-    """Print JSON, for machines, instead of a summary."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Merge(_Arguments):
+class Merge(Arguments):
     """Merge fine-tuned checkpoints of one base into a new checkpoint.
 
     Example: centermerge merge cars dtd mnist -o merged --rank 0.08 --scale 1.5
@@ -89,14 +41,15 @@ class Merge(_Arguments):
         from centermerge_jax.merging import merge
         from centermerge_jax.planning import plan
 
-        recipe = _recipe(self)
+        recipe, notes = read_recipe(self)
+        warn(notes)
         if recipe.format not in (None, "hub", "orbax", "safetensors"):
             raise ParameterError(f"--format is hub or orbax; got {recipe.format!r}")
         if not recipe.output:
             raise ParameterError("where to? --output PATH")
         refuse_existing(recipe.output)
         todo = plan(recipe)
-        _warn(todo.warnings)
+        warn(todo.warnings)
         with progress(quiet=self.json or self.quiet) as report:
             manifest = merge(
                 todo,
@@ -114,7 +67,7 @@ class Merge(_Arguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(_Arguments):
+class Plan(Arguments):
     """Show what a merge would do, from the headers of the files, without computing."""
 
     def run(self) -> None:
@@ -122,7 +75,9 @@ class Plan(_Arguments):
         from centermerge_jax.planning import check_memory, plan
         from centermerge_jax.views import format_rows
 
-        todo = plan(_recipe(self))
+        recipe, notes = read_recipe(self)
+        warn(notes)
+        todo = plan(recipe)
         if self.json:
             print(json.dumps(_plan_as_json(todo), indent=2))
             check_memory(todo)
@@ -149,7 +104,7 @@ class Plan(_Arguments):
         )
         for name, one in todo.statistics.items():
             print(f"{one.origin.kind} statistics of {name}: {one.origin.source}")
-        _warn(todo.warnings)
+        warn(todo.warnings)
         check_memory(todo)
 
 
@@ -245,7 +200,7 @@ class Inspect:
                 + ("" if problems or masks else f", {state}")
             )
         if masks:
-            _warn([f"-inf in {', '.join(masks)}, which merges carry as it is"])
+            warn([f"-inf in {', '.join(masks)}, which merges carry as it is"])
         if problems:
             raise CheckpointError(listing("{n} non-finite leaf name{s}", problems))
 
@@ -273,7 +228,16 @@ class Demo:
 
 
 Command = (
-    Merge | Plan | Methods | Inspect | Evaluate | Statistics | Heads | Convert | Demo
+    Merge
+    | Plan
+    | Methods
+    | Inspect
+    | Evaluate
+    | Sweep
+    | Statistics
+    | Heads
+    | Convert
+    | Demo
 )
 COMMANDS = {
     "merge": Merge,
@@ -281,38 +245,12 @@ COMMANDS = {
     "methods": Methods,
     "inspect": Inspect,
     "evaluate": Evaluate,
+    "sweep": Sweep,
     "statistics": Statistics,
     "heads": Heads,
     "convert": Convert,
     "demo": Demo,
 }
-
-
-def _recipe(command: Recipe) -> Recipe:
-    """What the flags say; and what a recipe file says where they say nothing."""
-    names = [field.name for field in dataclasses.fields(Recipe)]
-    flags = {name: getattr(command, name) for name in names}
-    given = {name: x for name, x in flags.items() if x is not None and x != ()}
-    given["experts"] = command.experts
-    files = [path for path in command.experts if path.endswith((".yaml", ".yml"))]
-    if not files:
-        return Recipe(**given)
-    from centermerge_jax.errors import ParameterError
-    from centermerge_jax.recipe_files import load_recipe
-
-    if len(command.experts) > 1:
-        raise ParameterError(
-            f"{files[0]}: a recipe file names all experts; give it alone"
-        )
-    recipe, notes = load_recipe(files[0])
-    _warn(notes)
-    del given["experts"]
-    return dataclasses.replace(recipe, **given)
-
-
-def _warn(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        print(f"note: {warning}", file=sys.stderr)
 
 
 def _summary(todo: Any, output: str, manifest: Mapping[str, Any]) -> str:

@@ -182,3 +182,19 @@ def test_traced_is_the_same(name):
     )
     unit = dict.fromkeys(wanted, 0.05)
     same(found, wanted, tolerance=2e-3, unit=unit)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, method in METHODS.items() if "scale" in method.own]
+)
+def test_affine_in_the_scale(name):
+    experts, base = three(name)
+    low, middle, high = (
+        zoo.run(name, experts, base, **zoo.settings(METHODS[name], scale=scale))
+        for scale in (0.5, 1.0, 2.0)
+    )
+    line = {leaf: low[leaf] + (high[leaf] - low[leaf]) / 3 for leaf in low}
+    if METHODS[name].affine:
+        same(middle, line)
+    else:
+        assert max(np.abs(middle[leaf] - line[leaf]).max() for leaf in low) > 1e-3
