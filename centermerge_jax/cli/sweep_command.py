@@ -95,7 +95,7 @@ class Sweep(Arguments):
             read_grid,
         )
         from centermerge_jax.sweep_files import sweep_file
-        from centermerge_jax.sweep_report import table, results_of_setting
+        from centermerge_jax.sweep_report import results_of_setting, table
         from centermerge_jax.sweeping import best, sweep
         from centermerge_jax.task_evaluation import encoder, open_tasks, read_heads
 

@@ -1,13 +1,15 @@
 """Experts of every task, and joint training: made once, kept as files."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from centermerge_jax.checkpoints import open_checkpoint, save
+from centermerge_jax.checkpoints import manifest_path, open_checkpoint, save
 from centermerge_jax.demo.experts import fine_tune
 from centermerge_jax.demo.run import flat_leaves
+from centermerge_jax.errors import CheckpointError, changes, listing
 from centermerge_jax.progress import progress
 from experiments.study.material import Material
 from experiments.study.settings import Study
@@ -38,6 +40,9 @@ def trained(
     paths = {name: folder / f"{name}.safetensors" for name in (*settings.tasks, JOINT)}
     record = {"made_by": "python -m experiments.study", "settings": asdict(settings)}
     missing = [name for name, path in paths.items() if not path.exists()]
+    for path in paths.values():
+        if path.exists():
+            _check_made_with(path, record)
     with progress() as bar:
         for i, name in enumerate(missing):
             material = get()
@@ -57,3 +62,12 @@ def trained(
     read = {name: open_checkpoint(path).read_all() for name, path in paths.items()}
     joint = read.pop(JOINT)
     return Trained(read, joint)
+
+
+def _check_made_with(path: Path, record: Mapping[str, Any]) -> None:
+    """An expert of other settings would be taken for one of these."""
+    stored = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+    if problems := changes(stored["settings"], record["settings"]):
+        header = f"{path}: {{n}} difference{{s}} from the settings it was made with"
+        cure = "Remove its folder to make it anew, or choose another with --work."
+        raise CheckpointError(listing(header, problems, cure))

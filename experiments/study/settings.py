@@ -18,6 +18,7 @@ class Study:
       centered_scales: Scales that are tried around the mean, for the curves.
       uncentered_scales: The same around the base.
       tokens: Length of texts.
+      methods: Which are compared; all by default.
     """
 
     kind: Literal["vision", "text"]
@@ -29,6 +30,7 @@ class Study:
     centered_scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
     uncentered_scales: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.8, 1.2)
     tokens: int = 32
+    methods: tuple[str, ...] = ()
 
     def at(self, seed: int) -> Settings:
         """The training with one of the seeds."""
@@ -55,7 +57,7 @@ VISION = Study(
         test=1000,
         steps=100,
         batch=32,
-        learning_rate=1e-4,
+        learning_rate=5e-5,
     ),
     seeds=(0, 1, 2),
 )
@@ -85,3 +87,30 @@ TEXT = Study(
 """MiniLM on six sets of texts; the batch can be divided by six for joint training."""
 
 STUDIES = {study.kind: study for study in (VISION, TEXT)}
+
+
+def smoke(study: Study) -> Study:
+    """Next to nothing of a study: three tasks, a few items and steps."""
+    tasks = {"vision": ("fashion", "mnist", "traffic"), "text": ("humor", "sms_spam")}
+    small = replace(
+        study.training,
+        tasks=(*tasks[study.kind], *(("support",) if study.kind == "text" else ())),
+        pixels=28,
+        frozen_blocks=study.training.frozen_blocks + 3,
+        shots=2,
+        train=64,
+        validation=16,
+        test=40,
+        steps=2,
+        batch=6,
+    )
+    return replace(
+        study,
+        training=small,
+        seeds=study.seeds[:2],
+        shares=(0.08, 1.0),
+        centered_scales=(1.0, 2.0),
+        uncentered_scales=(0.3, 0.6),
+        tokens=8,
+        methods=("weight_average", "truncated_task_arithmetic", "cart", "iso_c"),
+    )

@@ -1,0 +1,73 @@
+"""The paper's claims, one by one, on real experts that are fine-tuned here.
+
+    python -m experiments.study vision      # DINOv2-S on eight sets of images
+    python -m experiments.study text        # MiniLM on six sets of texts
+
+For each seed: an expert for each task, joint training on all tasks with as many items
+in all, every method searched with eight points at most on validation items and tested
+once, curves over rank and scale, and the questions that the paper leaves open. Every
+expert and every point is kept as soon as it is there: a second call goes on.
+
+Writes `comparison.json` and `analysis.json` to the folder that `--output` names;
+`centermerge report` makes pages of them. `--smoke` does all of it on next to nothing,
+to see that it works.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from centermerge_jax.atomic_files import write_whole
+from centermerge_jax.progress import progress
+from experiments.study.claims import claims
+from experiments.study.results import comparison
+from experiments.study.seed import run_seed
+from experiments.study.settings import STUDIES, smoke
+
+
+def main(
+    study: Annotated[Literal["vision", "text"], Positional],
+    /,
+    *,
+    output: Path | None = None,
+    work: Path | None = None,
+    seeds: tuple[int, ...] | None = None,
+    smoke_only: Annotated[bool, tyro.conf.arg(name="smoke")] = False,
+) -> None:
+    """Runs a study, or goes on with it.
+
+    Args:
+      study: What the network reads.
+      output: Folder of the results; by default experiments/results/study-KIND.
+      work: Folder of experts and notebooks; by default centermerge-study/KIND.
+      seeds: Those of the study by default.
+      smoke_only: Next to nothing of everything.
+    """
+    chosen = STUDIES[study]
+    if smoke_only:
+        chosen = smoke(chosen)
+    if seeds is not None:
+        chosen = replace(chosen, seeds=seeds)
+    work = work or Path("centermerge-study") / study
+    output = output or Path("experiments/results") / f"study-{study}"
+    with progress() as bar:
+        notebooks = {
+            seed: run_seed(chosen, seed, work / f"seed-{seed}", progress=bar)
+            for seed in chosen.seeds
+        }
+    found = comparison(chosen, notebooks)
+    found["claims"] = claims(found, notebooks, None)
+    output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=1) + "\n"
+    write_whole(output / "comparison.json", text.encode())
+    for claim in found["claims"]:
+        print(f"[{claim['verdict']}] {claim['claim']}\n    {claim['numbers']}")
+    print(f"written: {output / 'comparison.json'}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

@@ -1,0 +1,310 @@
+"""The paper's claims one by one, with the numbers of a study and a verdict."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.study.notebook import Notebook
+from experiments.study.questions import ENERGIES, best_share
+from experiments.study.results import over_seeds
+from experiments.study.search import mean
+
+Claim = Mapping[str, Any]
+
+_EIGHT = 0.08  # of full rank: where the paper's analysis has the peak
+
+
+def claims(
+    found: Mapping[str, Any],
+    notebooks: Mapping[int, Notebook],
+    analysis: Mapping[str, Any] | None,
+) -> list[Claim]:
+    """All of them, in the order in which the paper makes them.
+
+    Args:
+      found: From `results.comparison`.
+      notebooks: Of all seeds.
+      analysis: A file of the kind "analysis"; None leaves out what needs it.
+    """
+    books = list(notebooks.values())
+    told = [_own_centre(books), _bell(found)]
+    told += _interference(analysis) if analysis is not None else []
+    told += [
+        _centring(found),
+        _gap(found, "joint"),
+        _gap(found, "experts"),
+        _place(found),
+        *_data_free(found),
+        _growth(books),
+        _eight(found),
+        _fused(books),
+        _energy(books),
+        _rest(books),
+    ]
+    return [claim for claim in told if claim]
+
+
+def _claim(text: str, numbers: str, verdict: str, figure: str | None = None) -> Claim:
+    return {"claim": text, "numbers": numbers, "verdict": verdict, "figure": figure}
+
+
+def _points(value: float, half: float | None) -> str:
+    """A difference of accuracies, in points."""
+    spread = "" if half is None else f" ± {100 * half:.1f}"
+    return f"{100 * value:+.1f}{spread} points"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _verdict(value: float, half: float | None) -> str:
+    """Of a difference that is claimed to be positive."""
+    if half is None or abs(value) <= half:
+        return "mixed"
+    return "shown" if value > 0 else "not shown"
+
+
+def _own_centre(books: Sequence[Notebook]) -> Claim:
+    worst = max(
+        book.known("average is its own centre")["largest_sum_of_vectors"]
+        for book in books
+    )
+    return _claim(
+        "Weight averaging is task arithmetic around its own centre: vectors around the "
+        "mean sum to zero, so any scale gives the mean.",
+        f"largest entry of the sum of the stored float32 vectors: {worst:.1e}",
+        "shown" if worst < 1e-6 else "not shown",
+    )
+
+
+def _bell(found: Mapping[str, Any]) -> Claim:
+    curve = found["curves"]["cart"]
+    tested, shares = curve["tested"], curve["shares"]
+    top = int(np.argmax(tested))
+    average = found["methods"]["weight_average"]["mean"]
+    inside = 0 < top < len(shares) - 1 and abs(tested[-1] - average) < 0.005
+    return _claim(
+        "Accuracy against rank is a bell: both ends are the weight average, the peak "
+        "is in between, near 8 % of full rank.",
+        f"test accuracy with the scale chosen at each rank: {_percent(tested[0])} at "
+        f"{100 * shares[0]:g} %, {_percent(tested[top])} at {100 * shares[top]:g} % "
+        f"(best), {_percent(tested[-1])} at full rank; the average has "
+        f"{_percent(average)}",
+        "shown" if inside else "mixed",
+        "rank curve",
+    )
+
+
+def _interference(analysis: Mapping[str, Any]) -> list[Claim]:
+    told = []
+    means = analysis["mean_over_matrices"]
+    shares = np.array(analysis["shares"])
+    for key, name in (
+        ("interference_top", "normalised over the top k"),
+        ("interference_whole", "normalised over the whole spectrum"),
+    ):
+        centred, base = (np.array(means[o][key]) for o in ("mean", "base"))
+        below = shares[centred < base]
+        text = (
+            "at all ranks"
+            if len(below) == len(shares)
+            else (f"at {len(below)} of {len(shares)} ranks")
+        )
+        at = int(np.argmin(np.abs(shares - _EIGHT)))
+        told.append(
+            _claim(
+                f"Centred vectors interfere less than uncentred ones: I(k), {name}, is "
+                "lower at all ranks.",
+                f"lower {text}; at {100 * shares[at]:g} %: {centred[at]:.3g} centred, "
+                f"{base[at]:.3g} not; at full rank {centred[-1]:.3g} and "
+                f"{base[-1]:.3g} (means over matrices)",
+                "shown"
+                if len(below) == len(shares)
+                else "mixed"
+                if len(below)
+                else "not shown",
+                "interference",
+            )
+        )
+    error = np.array(means["mean"]["reconstruction_relative"])
+    whole = np.array(means["mean"]["interference_whole"])
+    at = int(np.argmin(np.abs(shares - _EIGHT)))
+    told.append(
+        _claim(
+            "R(k) falls steeply at low rank while I(k) rises gradually, so that a low "
+            "rank has most of the tasks and little of their conflict.",
+            f"at {100 * shares[at]:g} %: R(k) is {_percent(error[at])} of the squared "
+            f"norm of all vectors, I(k) {_percent(whole[at] / whole[-1])} of its value "
+            "at full rank",
+            "shown" if 1 - error[at] > whole[at] / whole[-1] else "mixed",
+            "interference",
+        )
+    )
+    return told
+
+
+def _centring(found: Mapping[str, Any]) -> Claim:
+    """Seed by seed, both searched with as many points."""
+    rows = found["methods"]
+    runs = zip(
+        rows["cart"]["runs"], rows["truncated_task_arithmetic"]["runs"], strict=True
+    )
+    value, half = over_seeds([a["mean"] - b["mean"] for a, b in runs])
+    return _claim(
+        "Centring matters: truncating vectors around the mean is better than "
+        "truncating them around the pretrained weights.",
+        f"CART against the same without centring: {_points(value, half)}; against the "
+        f"average {_points(*_over(rows['cart'], 'weight_average'))}",
+        _verdict(value, half),
+        "rank curve",
+    )
+
+
+def _over(row: Mapping[str, Any], other: str) -> tuple[float, float | None]:
+    return row[f"over_{other}"], row[f"over_{other}_half_width"]
+
+
+def _gap(found: Mapping[str, Any], other: str) -> Claim:
+    value, half = _over(found["methods"]["cart"], other)
+    names = {"joint": "multi-task learning", "experts": "the individual experts"}
+    reaches = value + (half or 0) >= -0.03
+    return _claim(
+        f"The merged model comes within 1 to 3 % of {names[other]}.",
+        f"CART minus {other}: {_points(value, half)}",
+        "shown" if value >= -0.03 else "mixed" if reaches else "not shown",
+        "gaps",
+    )
+
+
+def _place(found: Mapping[str, Any]) -> Claim:
+    rows = {
+        name: row["mean"]
+        for name, row in found["methods"].items()
+        if row["group"] != "reference"
+    }
+    order = sorted(rows, key=lambda name: -rows[name])
+    place, first = 1 + order.index("cart"), order[0]
+    labels = {name: found["methods"][name]["label"] for name in rows}
+    best = ", ".join(f"{labels[n]} {_percent(rows[n])}" for n in order[:4])
+    return _claim(
+        "CART is better than all other static merging methods.",
+        f"place {place} of {len(order)}: {best}; CART {_percent(rows['cart'])}",
+        "shown" if first == "cart" else "not shown",
+        "methods",
+    )
+
+
+def _data_free(found: Mapping[str, Any]) -> list[Claim]:
+    row = found["methods"].get("cart_data_free")
+    if row is None:
+        return []
+    value, half = _over(row, "cart")
+    return [
+        _claim(
+            "A rank and scale chosen without data are as good as searched ones (the "
+            "paper has no rule).",
+            f"without data minus searched: {_points(value, half)}",
+            _verdict(value + 0.01, half),
+        )
+    ]
+
+
+def _growth(books: Sequence[Notebook]) -> Claim | None:
+    rows: dict[int, list[float]] = {}
+    for book in books:
+        for count in (3, 4, 6):
+            if some := book.known(f"points of cart of {count} tasks"):
+                rows.setdefault(count, []).append(best_share(some)[0])
+        whole = book.known("points of cart with views auto")
+        rows.setdefault(10**6, []).append(best_share(whole)[0])
+    told = "; ".join(
+        f"{'all' if count == 10**6 else count} tasks: "
+        + ", ".join(f"{100 * share:g} %" for share in shares)
+        for count, shares in sorted(rows.items())
+    )
+    means = [float(np.mean(np.log(shares))) for _, shares in sorted(rows.items())]
+    grows = all(a < b for a, b in itertools.pairwise(means))
+    return _claim(
+        "The best rank grows with the number of tasks (as the published settings do: "
+        "12, 16, 32 % for 8, 14, 20 tasks).",
+        f"best rank on validation, by seed: {told}",
+        "shown" if grows else "not shown" if means[-1] <= means[0] else "mixed",
+    )
+
+
+def _eight(found: Mapping[str, Any]) -> Claim:
+    curve = found["curves"]["cart"]
+    at = curve["shares"].index(_EIGHT)
+    differences = [run[at] - max(run) for run in curve["tested_by_seed"]]
+    value, half = over_seeds(differences)
+    return _claim(
+        "Eight percent of full rank is a good rule.",
+        f"test accuracy at 8 % minus the best of the curve: {_points(value, half)} "
+        "(the best is chosen on the same items, so this is at most 0)",
+        "shown" if value > -0.01 else "not shown",
+        "rank curve",
+    )
+
+
+def _difference(
+    books: Sequence[Notebook], first: str, second: str
+) -> tuple[float, float | None]:
+    """Of the best validation accuracies of two searches over the same grid."""
+    return over_seeds(
+        [
+            best_share(book.known(first))[1] - best_share(book.known(second))[1]
+            for book in books
+        ]
+    )
+
+
+def _fused(books: Sequence[Notebook]) -> Claim:
+    value, half = _difference(
+        books, "points of cart with views fused", "points of cart with views auto"
+    )
+    return _claim(
+        "Queries, keys and values as one matrix (the published code) or as three?",
+        f"fused minus split, each with its best rank and scale on validation: "
+        f"{_points(value, half)}",
+        "mixed" if half is None or abs(value) <= half else "shown",
+    )
+
+
+def _energy(books: Sequence[Notebook]) -> Claim:
+    differences = []
+    for book in books:
+        best = max(
+            float(np.mean(list(row[1].values())))
+            for energy in ENERGIES
+            for row in book.known(f"points of cart with energy {energy}")
+        )
+        uniform = best_share(book.known("points of cart with views auto"))[1]
+        differences.append(best - uniform)
+    value, half = over_seeds(differences)
+    return _claim(
+        "A rank for each matrix (by a share of its energy) is better than one share "
+        "of rank for all.",
+        f"by energy minus by share, best on validation: {_points(value, half)}",
+        _verdict(value, half),
+    )
+
+
+def _rest(books: Sequence[Notebook]) -> Claim:
+    told = {
+        way: [mean(book.known("rest")["ways"][way]["test"]) for book in books]
+        for way in ("mean", "base", "sum")
+    }
+    rows = {
+        way: over_seeds(np.subtract(values, told["mean"]).tolist())
+        for way, values in told.items()
+        if way != "mean"
+    }
+    return _claim(
+        "What should biases and norms do? CART takes their mean.",
+        f"left pretrained: {_points(*rows['base'])}; with all task vectors added: "
+        f"{_points(*rows['sum'])} against their mean",
+        "mixed" if any(h is None or abs(v) <= h for v, h in rows.values()) else "shown",
+    )

@@ -1,0 +1,50 @@
+"""What a study has found so far: written after every step, never computed twice."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from centermerge_jax.atomic_files import write_whole
+from centermerge_jax.errors import CheckpointError, changes, listing
+
+
+class Notebook:
+    """Results by name in a JSON file.
+
+    Args:
+      path: The file.
+      about: What all results depend on, in JSON values.
+
+    Raises:
+      CheckpointError: The file is of other settings.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        """Opens it, new or to be continued."""
+        self._path = path
+        self._content = {"about": about, "found": {}}
+        if path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if problems := changes(stored["about"], about):
+                header = f"{path}: {{n}} difference{{s}} from what it was begun with"
+                cure = f"Run it as it was, or remove {path} to begin anew."
+                raise CheckpointError(listing(header, problems, cure))
+            self._content = stored
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What is known by a name; computed and written if nothing is."""
+        found = self._content["found"]
+        if name not in found:
+            self.note(name, compute())
+        return found[name]
+
+    def known(self, name: str, default: Any = None) -> Any:
+        """What is known by a name."""
+        return self._content["found"].get(name, default)
+
+    def note(self, name: str, value: Any) -> None:
+        """Writes something down."""
+        # As a later run will read it: tuples are lists in JSON.
+        self._content["found"][name] = json.loads(json.dumps(value))
+        write_whole(self._path, json.dumps(self._content).encode())

@@ -1,0 +1,109 @@
+"""Questions that the paper leaves open, each with numbers of one seed."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+import centermerge_jax as cm
+from centermerge_jax.progress import Report
+from experiments.study.experts import Trained
+from experiments.study.material import Material
+from experiments.study.notebook import Notebook
+from experiments.study.search import packed, searched
+
+SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
+SCALES = (1.0, 2.0, 3.0, 4.0)
+ENERGIES = (0.3, 0.5, 0.7, 0.9)
+
+
+def answer(
+    seed: int,
+    own: Material,
+    models: Trained,
+    notebook: Notebook,
+    *,
+    progress: Report,
+) -> None:
+    """Answers all of them, as far as that is not done."""
+    for count, tasks in subsets(tuple(models.experts), seed):
+        some = replace(models, experts={t: models.experts[t] for t in tasks})
+        searched(
+            f"cart of {count} tasks",
+            "cart",
+            own,
+            some,
+            notebook,
+            grid={"rank": SHARES, "scale": SCALES},
+            progress=progress,
+        )
+    for name in ("auto", "fused"):
+        searched(
+            f"cart with views {name}",
+            "cart",
+            own,
+            models,
+            notebook,
+            grid={"rank": SHARES, "scale": SCALES},
+            progress=progress,
+            views=cm.views.load(name),
+        )
+    for energy in ENERGIES:
+        searched(
+            f"cart with energy {energy}",
+            "cart",
+            own,
+            models,
+            notebook,
+            grid={"scale": SCALES},
+            progress=progress,
+            rank=1.0,
+            energy=energy,
+        )
+    notebook.once("rest", lambda: _rest(own, models, notebook))
+
+
+def subsets(tasks: tuple[str, ...], seed: int) -> list[tuple[int, tuple[str, ...]]]:
+    """Tasks in a random order, and the first 3, 4, ... of them."""
+    order = np.random.default_rng(seed).permutation(len(tasks))
+    counts = [n for n in (3, 4, 6) if n < len(tasks)]
+    return [(n, tuple(sorted(tasks[i] for i in order[:n]))) for n in counts]
+
+
+def _rest(own: Material, models: Trained, notebook: Notebook) -> dict[str, Any]:
+    """Biases and norms from the mean (CART), the base, or all task vectors at once."""
+    points = notebook.known("points of cart")
+    setting = max(points, key=lambda row: np.mean(list(row[1].values())))[0]
+    merged = cm.cart(models.experts, **setting)
+    table = cm.views.resolve(own.base, None)
+    others = [name for name, view in table.items() if view is None]
+    added = {
+        name: own.base[name]
+        + sum(np.asarray(x[name]) - own.base[name] for x in models.experts.values())
+        for name in others
+    }
+    ways: Mapping[str, Mapping[str, Any]] = {
+        "mean": {},
+        "base": {name: own.base[name] for name in others},
+        "sum": added,
+    }
+    found = {
+        way: {
+            kind: packed(own.outcomes({**merged, **leaves}, kind))
+            for kind in ("validation", "test")
+        }
+        for way, leaves in ways.items()
+    }
+    return {"setting": setting, "ways": found}
+
+
+def best_share(rows: Any) -> tuple[float, float]:
+    """The rank that is best, with its best scale, and its accuracy."""
+    by_share = {
+        share: max(np.mean(list(row[1].values())) for row in some)
+        for share, some in itertools.groupby(rows, key=lambda row: row[0]["rank"])
+    }
+    share = max(by_share, key=lambda share: by_share[share])
+    return share, float(by_share[share])

@@ -1,0 +1,122 @@
+"""Every method under one budget: chosen on validation items, tested once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from centermerge_jax.evaluate import Outcomes, mean_accuracy
+from centermerge_jax.methods import METHODS
+from centermerge_jax.progress import Report
+from centermerge_jax.sweeping import Point, best, sweep
+from experiments.study.experts import Trained
+from experiments.study.material import Material
+from experiments.study.notebook import Notebook
+
+BUDGET = 8
+"""Points of each method at most."""
+
+_SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
+_WIDE = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0)
+_FOUR = (0.1, 0.2, 0.4, 0.8)
+
+GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "weight_average": {},
+    "task_arithmetic": {"scale": _SCALES},
+    "ties": {"density": (0.1, 0.3), "scale": (0.3, 0.6, 1.0, 1.5)},
+    "dare_ties": {"density": (0.2, 0.5), "scale": (0.2, 0.4, 0.7, 1.0)},
+    "breadcrumbs": {"density": (0.3, 0.8), "scale": _FOUR},
+    "magmax": {"scale": _WIDE},
+    "consensus": {"threshold": (0.2, 0.4), "scale": _FOUR},
+    "lines": {"scale": (0.05, 0.15), "slope": (0.0, 0.2, 0.4, 0.6)},
+    "truncated_task_arithmetic": {"rank": (0.04, 0.16), "scale": (0.2, 0.4, 0.7, 1.0)},
+    "cart": {"rank": (0.04, 0.08, 0.16, 0.32), "scale": (1.5, 3.0)},
+    "cart_tsv": {"rank": (0.08, 0.16), "scale": (0.5, 1.0, 2.0, 3.0)},
+    "tsv_m": {"scale": _WIDE},
+    "iso_c": {"scale": _WIDE},
+    "iso_cts": {"scale": _WIDE},
+    "star": {"energy": (0.4, 0.7), "scale": (0.5, 1.0, 2.0, 3.0)},
+    "wudi_closed": {"scale": _WIDE},
+}
+"""What is tried; the searched hyperparameters alone, others at their defaults."""
+
+
+def evaluator(material: Material) -> Callable[..., list[dict[str, float]]]:
+    """Accuracy on validation items, for `cm.sweep`."""
+
+    def evaluate(models: Sequence[Any], tasks: Sequence[str]) -> list[dict[str, float]]:
+        found = []
+        for model in models:
+            outcomes = material.outcomes(model, "validation", tuple(tasks))
+            found.append({task: float(x.mean()) for task, x in outcomes.items()})
+        return found
+
+    return evaluate
+
+
+def searched(
+    name: str,
+    method: str,
+    material: Material,
+    trained: Trained,
+    notebook: Notebook,
+    *,
+    grid: Mapping[str, Sequence[Any]],
+    progress: Report,
+    **fixed: Any,
+) -> list[Point]:
+    """The points of a search, of which those that are known are not computed again."""
+    key = f"points of {name}"
+    points = [Point(*row) for row in notebook.known(key, [])]
+
+    def keep(point: Point) -> None:
+        points.append(point)
+        rows = [
+            (p.setting, p.scores, p.merge_seconds, p.evaluate_seconds) for p in points
+        ]
+        notebook.note(key, rows)
+
+    return sweep(
+        method,
+        trained.experts,
+        material.base if METHODS[method].needs_base else None,
+        evaluate=evaluator(material),
+        grid=grid,
+        known=points,
+        keep=keep,
+        progress=progress,
+        **fixed,
+    )
+
+
+def tested(
+    method: str, setting: Mapping[str, Any], material: Material, trained: Trained
+) -> dict[str, str]:
+    """Outcomes on test items, a 1 for each that is right."""
+    known = METHODS[method]
+    base = (material.base,) if known.needs_base else ()
+    merged = known.function(trained.experts, *base, **setting)
+    return packed(material.outcomes(merged, "test", tuple(trained.experts)))
+
+
+def chosen(points: Sequence[Point]) -> dict[str, Any]:
+    """The setting of the best point."""
+    return dict(best(points).setting)
+
+
+def packed(outcomes: Outcomes) -> dict[str, str]:
+    """Outcomes as text."""
+    return {
+        task: "".join("1" if right else "0" for right in found)
+        for task, found in outcomes.items()
+    }
+
+
+def unpacked(text: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Outcomes from text."""
+    return {task: np.array(list(x)) == "1" for task, x in text.items()}
+
+
+def mean(text: Mapping[str, str]) -> float:
+    """Mean accuracy over tasks."""
+    return mean_accuracy(unpacked(text))[0]

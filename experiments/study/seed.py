@@ -1,0 +1,126 @@
+"""What is done with one seed: experts, searches, tests, curves, questions."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import centermerge_jax as cm
+from centermerge_jax.progress import Report
+from centermerge_jax.sweeping import best
+from experiments.study import questions
+from experiments.study.experts import Trained, trained
+from experiments.study.material import Material, material
+from experiments.study.notebook import Notebook
+from experiments.study.search import GRIDS, chosen, packed, searched, tested
+from experiments.study.settings import Study
+
+CURVES = {"cart": "centered_scales", "truncated_task_arithmetic": "uncentered_scales"}
+
+
+def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Notebook:
+    """Does all that is not done yet for a seed."""
+    about = {"study": asdict(study), "seed": seed}
+    folder.mkdir(parents=True, exist_ok=True)
+    notebook = Notebook(folder / "found.json", about)
+    made: list[Material] = []
+
+    def get() -> Material:
+        if not made:
+            made.append(material(study, seed))
+        return made[0]
+
+    models = trained(study, seed, folder, get)
+    if notebook.known("finished"):
+        return notebook
+    own = get()
+    notebook.once("references", lambda: _references(own, models))
+    methods = study.methods or tuple(GRIDS)
+    for i, method in enumerate(methods):
+        progress(f"seed {seed}: {method}", i / len(methods))
+        grid = GRIDS[method]
+        points = searched(
+            method, method, own, models, notebook, grid=grid, progress=progress
+        )
+        setting = chosen(points)
+        notebook.once(
+            f"test of {method}",
+            lambda m=method, s=setting: {
+                "setting": s,
+                "outcomes": tested(m, s, own, models),
+            },
+        )
+    for method, scales in CURVES.items():
+        _curve(study, method, getattr(study, scales), own, models, notebook, progress)
+    questions.answer(seed, own, models, notebook, progress=progress)
+    notebook.note("finished", value=True)
+    return notebook
+
+
+def _references(own: Material, models: Trained) -> dict[str, Any]:
+    """What is not merged: the base, the experts, and joint training."""
+    experts = {
+        kind: packed(
+            {
+                task: own.outcomes(leaves, kind, (task,))[task]
+                for task, leaves in models.experts.items()
+            }
+        )
+        for kind in ("validation", "test")
+    }
+    return {
+        "pretrained": _both(own, own.base),
+        "joint": _both(own, models.joint),
+        "experts": experts,
+    }
+
+
+def _both(own: Material, leaves: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    return {kind: packed(own.outcomes(leaves, kind)) for kind in ("validation", "test")}
+
+
+def _curve(
+    study: Study,
+    method: str,
+    scales: tuple[float, ...],
+    own: Material,
+    models: Trained,
+    notebook: Notebook,
+    progress: Report,
+) -> None:
+    """Validation accuracy at every rank and scale, and at rank 0; the best tested."""
+    points = searched(
+        f"curve of {method}",
+        method,
+        own,
+        models,
+        notebook,
+        grid={"rank": study.shares, "scale": scales},
+        progress=progress,
+    )
+
+    def tests() -> list[dict[str, Any]]:
+        """Of the best scale at each rank: a curve that no choice has flattered."""
+        rows = []
+        for share in study.shares:
+            top = best([p for p in points if p.setting["rank"] == share])
+            outcomes = tested(method, top.setting, own, models)
+            rows.append({"setting": dict(top.setting), "outcomes": outcomes})
+        return rows
+
+    notebook.once(f"tested curve of {method}", tests)
+    notebook.once("average is its own centre", lambda: _identity(models.experts))
+
+
+def _identity(experts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """How far task arithmetic around the mean is from the mean, in float32 sums."""
+    tv = cm.center(experts)
+    flat = {name: np.asarray(x, np.float64) for name, x in tv.origin.items()}
+    furthest = largest = 0.0
+    for name, (_, delta) in tv.flat().items():
+        total = np.asarray(delta, np.float64).sum(axis=0)
+        furthest = max(furthest, float(np.abs(total).max()))
+        largest = max(largest, float(np.abs(flat[name]).max()))
+    return {"largest_sum_of_vectors": furthest, "largest_weight": largest}
