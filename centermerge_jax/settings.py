@@ -30,12 +30,21 @@ _GENERAL = ("views", "solver", "dtype")
 """Hyperparameters that say how, not what: harmless to methods that do not take them."""
 
 
+SOUP = "greedy_soup"
+"""A method that takes an evaluation, and so is a search."""
+
+
 def find_method(name: str) -> Method:
     """The method of that name.
 
     Raises:
       ParameterError: There is none.
     """
+    if name == SOUP:
+        raise ParameterError(
+            f"{SOUP} chooses experts by their scores on validation data: centermerge "
+            f"sweep --method {SOUP}"
+        )
     if name not in METHODS:
         close = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""

@@ -20,6 +20,7 @@ from centermerge_jax.data.cache import Repeatable
 from centermerge_jax.data.specs import TaskSpec
 from centermerge_jax.errors import CheckpointError, ParameterError, listing
 from centermerge_jax.evaluator import evaluate_heads
+from centermerge_jax.model_inputs import open_experts, open_model
 from centermerge_jax.models import families, heads
 from centermerge_jax.named_models import network_settings
 from centermerge_jax.planning import Plan, cast, plan
@@ -83,9 +84,21 @@ def at(recipe: Recipe, setting: Setting) -> Recipe:
       >>> found.scale, found.set
       (1.0, ('learning_rate=0.0001',))
     """
+    if "members" in setting:  # of a soup
+        return _of_members(recipe, setting["members"])
     fields = {name: x for name, x in setting.items() if name in _FIELDS}
     others = [f"{name}={x}" for name, x in setting.items() if name not in _FIELDS]
     return dataclasses.replace(recipe, **fields, set=(*recipe.set, *others))
+
+
+def _of_members(recipe: Recipe, members: Sequence[str]) -> Recipe:
+    """The average of some experts of a recipe; of one, it as it is."""
+    base = open_model(recipe, "base", recipe.base) if recipe.base else None
+    paths = {n: model.path for n, model in open_experts(recipe, base).items()}
+    some = tuple(f"{name}={paths[name]}" for name in members)
+    # Merges are of two models at least; a model's average with itself is the model.
+    twice = (*some, f"{members[0]} again={paths[members[0]]}")
+    return dataclasses.replace(recipe, experts=some if len(some) > 1 else twice)
 
 
 @dataclass(frozen=True, eq=False)

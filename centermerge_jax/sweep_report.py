@@ -40,12 +40,13 @@ def results_of_setting(
     """
     known = METHODS[method]
     base = (candidates.base,) if known.needs_base else ()
+    experts, told_by = candidates.experts, dict(setting)
+    if members := told_by.pop("members", None):  # of a soup
+        experts = {name: experts[name] for name in members}
 
     def merged(**told: Any) -> Any:
-        leaves = known.function(
-            candidates.experts, *base, **candidates.fixed, **setting, **told
-        )
-        return candidates.params(leaves)
+        arguments = {**candidates.fixed, **told_by, **told}
+        return candidates.params(known.function(experts, *base, **arguments))
 
     alone = known.needs_task
     results: dict[str, Any] = {}

@@ -19,6 +19,8 @@ import numpy as np
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.methods import METHODS, Method
 from centermerge_jax.methods.factored import FACTORED, Factored
+from centermerge_jax.methods.soups import greedy_members
+from centermerge_jax.methods.weight_average import weight_average
 from centermerge_jax.progress import Report, silent
 from centermerge_jax.task_vectors import Experts
 from centermerge_jax.transforms import truncate
@@ -142,6 +144,55 @@ def sweep(
         for row in _grid(chosen):
             _along(row, run, batch=batch, patience=patience)
     return list(points.values())
+
+
+def soup(
+    experts: Experts,
+    *,
+    evaluate: Evaluate,
+    known: Sequence[Point] = (),
+    keep: Callable[[Point], None] | None = None,
+    progress: Report = silent,
+) -> tuple[list[Point], Point]:
+    """The search of a greedy soup: which experts are averaged.
+
+    Args:
+      experts: Fine-tuned parameters of all experts.
+      evaluate: As for `sweep`.
+      known: As for `sweep`.
+      keep: As for `sweep`.
+      progress: As for `sweep`.
+
+    Returns:
+      Every average that was evaluated, its `members` being the setting; and the one
+      that is the soup, which need not be the first with the highest mean.
+
+    References:
+      Wortsman et al., "Model soups", 2022, arXiv:2203.05482, recipe 1.
+    """
+    trees = named_experts(experts)
+    before = {_key(point.setting): point for point in known}
+    points: dict[str, Point] = {}
+    total = 2 * len(trees) - 1
+
+    def merged(members: Sequence[str]) -> Params:
+        return weight_average([trees[name] for name in members])
+
+    def score(members: tuple[str, ...]) -> float:
+        setting = {"members": list(members)}
+        key = _key(setting)
+        if key not in before:
+            (before[key],) = _evaluated(
+                merged, [setting], evaluate, tuple(trees), alone=False
+            )
+            if keep is not None:
+                keep(before[key])
+        points[key] = before[key]
+        progress(f"soup of {', '.join(members)}", len(points) / total)
+        return points[key].mean
+
+    members = greedy_members(tuple(trees), score)
+    return list(points.values()), points[_key({"members": list(members)})]
 
 
 def best(points: Sequence[Point]) -> Point:

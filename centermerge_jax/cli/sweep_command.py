@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,6 +88,7 @@ class Sweep(Arguments):
         from centermerge_jax.errors import ParameterError
         from centermerge_jax.merging import merge
         from centermerge_jax.planning import plan
+        from centermerge_jax.settings import SOUP
         from centermerge_jax.sweep_checkpoints import (
             at,
             evaluator,
@@ -96,7 +97,7 @@ class Sweep(Arguments):
         )
         from centermerge_jax.sweep_files import sweep_file
         from centermerge_jax.sweep_report import results_of_setting, table
-        from centermerge_jax.sweeping import best, sweep
+        from centermerge_jax.sweeping import best, soup, sweep
         from centermerge_jax.task_evaluation import encoder, open_tasks, read_heads
 
         if not self.output:
@@ -105,6 +106,9 @@ class Sweep(Arguments):
             refuse_existing(self.merged)
         recipe, notes = read_recipe(self)
         warn(notes)
+        is_soup = recipe.method == SOUP
+        if is_soup:
+            recipe = replace(recipe, method="weight_average")
         grid = read_grid(recipe.method, self.grid)
         tasks = registry.select(self.tasks)
         with progress(quiet=self.quiet) as report:
@@ -133,22 +137,31 @@ class Sweep(Arguments):
 
             inputs = {n: Cached(x) for n, x in opened(self.split, self.limit).items()}
             about = self._about(recipe, grid, candidates, tasks)
+            about["method"] = SOUP if is_soup else recipe.method
             with sweep_file(self.output, about, resume=self.resume) as file:
-                points = sweep(
-                    recipe.method,
-                    candidates.experts,
-                    candidates.base,
-                    evaluate=evaluator(candidates, made.features, tasks, heads, inputs),
-                    grid=grid,
-                    search=self.search,
-                    patience=self.patience,
-                    batch=self.together,
-                    known=file.points,
-                    keep=file.keep,
-                    progress=report,
-                    **candidates.fixed,
-                )
-                chosen = best(points)
+                how: dict[str, Any] = {
+                    "evaluate": evaluator(
+                        candidates, made.features, tasks, heads, inputs
+                    ),
+                    "known": list(file.points),
+                    "keep": file.keep,
+                    "progress": report,
+                }
+                if is_soup:
+                    points, chosen = soup(candidates.experts, **how)
+                else:
+                    points = sweep(
+                        recipe.method,
+                        candidates.experts,
+                        candidates.base,
+                        grid=grid,
+                        search=self.search,
+                        patience=self.patience,
+                        batch=self.together,
+                        **how,
+                        **candidates.fixed,
+                    )
+                    chosen = best(points)
                 found = None
                 if not self.no_test:
                     found = results_of_setting(
@@ -190,7 +203,6 @@ class Sweep(Arguments):
         models = {**candidates.experts, "base": candidates.base or {}}
         return {
             "command": ["centermerge", *sys.argv[1:]],
-            "method": recipe.method,
             "grid": {name: list(values) for name, values in grid.items()},
             "search": self.search,
             "patience": self.patience,

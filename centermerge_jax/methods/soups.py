@@ -1,7 +1,7 @@
 """Greedy soup: models are averaged as long as that helps on held-out data."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from centermerge_jax.errors import ParameterError
@@ -46,17 +46,49 @@ def greedy_soup(
       Wortsman et al., "Model soups", 2022, arXiv:2203.05482, recipe 1.
     """
     trees = named_experts(experts)
-    if scores is None:
-        scores = {name: evaluate(tree) for name, tree in trees.items()}
-    if scores.keys() != trees.keys() or any(map(math.isnan, scores.values())):
+    if scores is not None and scores.keys() != trees.keys():
         raise ParameterError(
             f"scores are a number for each of {', '.join(trees)}; got {dict(scores)}"
         )
-    first, *others = sorted(trees, key=lambda name: -scores[name])
-    members, best = (first,), scores[first]
-    for name in others:
-        together = (*members, name)
-        score = evaluate(weight_average([trees[x] for x in together]))
-        if score >= best:
-            members, best = together, score
+
+    def score(members: tuple[str, ...]) -> float:
+        if len(members) == 1 and scores is not None:
+            return scores[members[0]]
+        return float(evaluate(weight_average([trees[x] for x in members])))
+
+    members = greedy_members(tuple(trees), score)
     return weight_average([trees[x] for x in members], dtype=dtype), members
+
+
+def greedy_members(
+    names: Sequence[str], score: Callable[[tuple[str, ...]], float]
+) -> tuple[str, ...]:
+    """Who is in a greedy soup, in the order of joining.
+
+    Args:
+      names: Of all experts.
+      score: Of the average of some; asked first for each alone.
+
+    Raises:
+      ParameterError: A score is NaN.
+
+    Example:
+      >>> known = {("a",): 0.7, ("b",): 0.8, ("b", "a"): 0.9}
+      >>> greedy_members(["a", "b"], known.__getitem__)
+      ('b', 'a')
+    """
+
+    def checked(members: tuple[str, ...]) -> float:
+        found = score(members)
+        if math.isnan(found):
+            raise ParameterError(f"the score of {', '.join(members)} is NaN")
+        return found
+
+    alone = {name: checked((name,)) for name in names}
+    first, *others = sorted(names, key=lambda name: -alone[name])
+    members, best = (first,), alone[first]
+    for name in others:
+        found = checked((*members, name))
+        if found >= best:
+            members, best = (*members, name), found
+    return members

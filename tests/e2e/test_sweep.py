@@ -107,6 +107,24 @@ def test_methods_of_every_kind(made, tmp_path):
     assert [p["setting"] for p in found["points"]] == [{}]
 
 
+def test_a_greedy_soup(made, tmp_path, capsys):
+    merged = tmp_path / "soup.safetensors"
+    output = tmp_path / "found"
+    found = run(made, output, "--merged", merged, method="greedy_soup")
+    members = found["chosen"]["setting"]["members"]
+    alone = {p["setting"]["members"][0]: p["validation"] for p in found["points"][:3]}
+    assert set(alone) == set(TASKS)
+    assert alone[members[0]] == max(alone.values())
+    assert len(found["points"]) == 5
+    leaves = [load_file(made["own"] / TASKS[x] / "model.safetensors") for x in members]
+    for name, x in load_file(merged).items():
+        wanted = np.mean([each[name] for each in leaves], axis=0)
+        np.testing.assert_allclose(x, wanted, rtol=0, atol=1e-6)
+    told = ["--method", "greedy_soup", "-o", str(tmp_path / "out")]
+    said = refused(capsys, ["merge", *made["experts"], *told])
+    assert "centermerge sweep --method greedy_soup" in said
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
