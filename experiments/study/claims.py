@@ -220,6 +220,8 @@ def _growth(books: Sequence[Notebook]) -> Claim | None:
                 rows.setdefault(count, []).append(best_share(some)[0])
         whole = book.known("points of cart with views auto")
         rows.setdefault(10**6, []).append(best_share(whole)[0])
+    if len(rows) < 2:
+        return None
     told = "; ".join(
         f"{'all' if count == 10**6 else count} tasks: "
         + ", ".join(f"{100 * share:g} %" for share in shares)

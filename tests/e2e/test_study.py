@@ -1,0 +1,120 @@
+"""The study on next to nothing: every step is made, kept, and not made twice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import centermerge_jax as cm
+from centermerge_jax.checkpoints import open_checkpoint
+from experiments.study import results
+from experiments.study.__main__ import main
+from experiments.study.notebook import Notebook
+from experiments.study.search import BUDGET, GRIDS
+from experiments.study.settings import STUDIES, TEXT, VISION, smoke
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    work, output = folder / "work", folder / "results"
+    # By itself, as optax does not promote types as strictly as tests do.
+    command = [sys.executable, "-m", "experiments.study", "vision", "--smoke"]
+    command += ["--work", str(work), "--output", str(output)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    return work, output
+
+
+def test_what_is_written(done):
+    _, output = done
+    found = json.loads((output / "comparison.json").read_text())
+    small = smoke(VISION)
+    assert found["kind"] == "comparison"
+    assert found["tasks"] == list(small.training.tasks)
+    assert found["seeds"] == list(small.seeds)
+    names = {"pretrained", "experts", "joint", *small.methods}
+    assert set(found["methods"]) == names
+    for row in found["methods"].values():
+        means = [run["mean"] for run in row["runs"]]
+        assert row["mean"] == pytest.approx(np.mean(means))
+        for run in row["runs"]:
+            assert run["mean"] == pytest.approx(np.mean(list(run["accuracy"].values())))
+            assert set(run["items"].values()) == {40}
+    cart = found["methods"]["cart"]["runs"][0]
+    best = max(point["validation"] for point in cart["points"])
+    chosen = [p for p in cart["points"] if p["setting"] == cart["setting"]]
+    assert chosen[0]["validation"] == best == cart["validation"]
+    curve = found["curves"]["cart"]
+    assert np.shape(curve["accuracy"]) == (2, 2)
+    # At full rank every scale gives the average.
+    average = found["methods"]["weight_average"]["runs"]
+    tested = [run[-1] for run in curve["tested_by_seed"]]
+    assert tested == pytest.approx([run["mean"] for run in average], abs=1 / 40)
+    assert {claim["verdict"] for claim in found["claims"]} <= {
+        "shown",
+        "not shown",
+        "mixed",
+    }
+
+
+def test_a_second_run_computes_nothing(done, monkeypatch):
+    work, output = done
+    before = json.loads((output / "comparison.json").read_text())
+
+    def refuse(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("experiments.study.seed.material", refuse)
+    main("vision", smoke_only=True, work=work, output=output)
+    again = json.loads((output / "comparison.json").read_text())
+    assert again["methods"] == before["methods"]
+
+
+def test_experts_of_other_settings_are_not_taken(done, tmp_path):
+    work, _ = done
+    with pytest.raises(cm.CheckpointError, match=r"difference.* from the settings"):
+        main("vision", work=work, output=tmp_path)
+
+
+def test_joint_training_sees_as_many_items(done):
+    work, _ = done
+    small = smoke(VISION).training
+    joint, base = (
+        open_checkpoint(work / "seed-0" / f"{name}.safetensors").read_all()
+        for name in ("joint", "mnist")
+    )
+    assert joint.keys() == base.keys()
+    assert any(not np.array_equal(joint[name], base[name]) for name in joint)
+    assert small.batch % len(small.tasks) == 0
+
+
+def test_every_method_has_the_same_budget():
+    for method, grid in GRIDS.items():
+        assert np.prod([len(values) for values in grid.values()]) <= BUDGET, method
+        assert set(grid) <= set(cm.METHODS[method].own)
+    for study in STUDIES.values():
+        assert study.training.batch % len(study.training.tasks) == 0
+        assert len(study.seeds) >= 2
+    assert len(VISION.training.tasks) >= 8
+    assert len(TEXT.training.tasks) >= 5
+
+
+def test_a_notebook_keeps_what_it_knows(tmp_path):
+    path = tmp_path / "found.json"
+    book = Notebook(path, {"seed": 0})
+    assert book.once("a", lambda: (1, 2)) == [1, 2]
+    again = Notebook(path, {"seed": 0})
+    assert again.once("a", lambda: pytest.fail("computed again")) == [1, 2]
+    with pytest.raises(cm.CheckpointError, match="seed was 0, now 1"):
+        Notebook(path, {"seed": 1})
+
+
+def test_intervals_over_seeds():
+    # Student's t: 4.3027 at two degrees of freedom.
+    mean, half = results.over_seeds([0.5, 0.6, 0.7])
+    assert mean == pytest.approx(0.6)
+    assert half == pytest.approx(4.3027 * 0.1 / np.sqrt(3), rel=1e-4)
+    assert results.over_seeds([0.5]) == (0.5, None)
