@@ -85,9 +85,10 @@ REAL: tuple[TaskSpec, ...] = (
     _real("chest_xray", sets.SETS["xray"]),
     _real("traffic_lights", sets.SETS["traffic"]),
     _real("textile", sets.SETS["textile"]),
+    _real("quickdraw", sets.SETS["quickdraw"]),
     *(_real(name, known) for name, known in text_sets.SETS.items()),
 )
-"""Sets that travel inside Python packages, beside MNIST and Fashion-MNIST."""
+"""Sets that travel inside packages, beside MNIST, Fashion-MNIST and CIFAR-10."""
 
 TASKS: Mapping[str, TaskSpec] = {
     spec.name: spec for spec in (*EIGHT, *SIX_MORE, *LAST_SIX, *GLUE, *REAL)
@@ -104,7 +105,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {
     "clip14": _names(EIGHT, SIX_MORE),
     "clip20": _names(EIGHT, SIX_MORE, LAST_SIX),
     "glue7": _names(GLUE),
-    "real": ("mnist", "fashionmnist", *_names(REAL)),
+    "real": ("mnist", "fashionmnist", "cifar10", *_names(REAL)),
 }
 """Tasks over which means are taken, in the order of the benchmark."""
 

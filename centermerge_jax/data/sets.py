@@ -154,9 +154,13 @@ def distinct(raw: Raw) -> Raw:
             kept.append(i)
             seen.add(digest)
     kept.sort()
-    return Raw(
-        [bytes(raw.images[i]) for i in kept], raw.labels[kept], raw.testing[kept]
+    files_or_pixels = raw.images
+    images = (
+        files_or_pixels[kept]
+        if isinstance(files_or_pixels, np.ndarray)
+        else [files_or_pixels[i] for i in kept]
     )
+    return Raw(images, raw.labels[kept], raw.testing[kept])
 
 
 def from_idx(parts: Sequence[tuple[bytes, bytes]]) -> Raw:
@@ -172,6 +176,23 @@ def from_idx(parts: Sequence[tuple[bytes, bytes]]) -> Raw:
     testing = np.repeat([False, True], [len(part) for part in labels])
     whole = np.concatenate(labels).astype(np.int32)
     return Raw(np.concatenate(images), whole, testing)
+
+
+def from_cifar(training: Sequence[bytes], testing: bytes) -> Raw:
+    """CIFAR-10's binary version: a label, then the shades of red, green and blue.
+
+    Raises:
+      DataError: It is another format.
+    """
+    files = [*training, testing]
+    if any(len(file) % 3073 for file in files):
+        raise DataError("not files of CIFAR-10's binary version")
+    rows = np.frombuffer(b"".join(files), np.uint8).reshape(-1, 3073)
+    return Raw(
+        rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1),
+        rows[:, 0].astype(np.int32),
+        np.arange(len(rows)) >= len(rows) - len(testing) // 3073,
+    )
 
 
 def _array(packed: bytes) -> UInt8[np.ndarray, "n ..."]:

