@@ -66,7 +66,8 @@ GLUE: tuple[TaskSpec, ...] = (
 
 
 def _real(name: str, known: sets.ImageSet | text_sets.TextSet) -> TaskSpec:
-    kind = "text" if isinstance(known, text_sets.TextSet) else "image"
+    text = isinstance(known, text_sets.TextSet)
+    kind = "text" if text else "image"
     return TaskSpec(
         name=name,
         title=name,
@@ -74,6 +75,7 @@ def _real(name: str, known: sets.ImageSet | text_sets.TextSet) -> TaskSpec:
         classes=len(known.classes),
         tfds=name,
         ours=True,
+        splits=Splits(validation="validation" if text and known.choosing else None),
         inputs=(kind,),
         label_names=known.classes,
         note=known.note,

