@@ -448,11 +448,8 @@ def test_pixels_occur_once_and_stay_pixels():
 
 def test_variants_of_a_message_are_on_one_side(monkeypatch, tmp_path):
     rows = [f'{i},Game,Positive,"message, {i} {v}"' for i in range(40) for v in "abcb"]
-    rows += [
-        "1,Game,Neutral,SAME  words",
-        "2,Shop,Negative,same words",
-        "3,Game,Neutral,",
-    ]
+    same = ["Game,Neutral,SAME  words", "Shop,Negative,same words"]
+    rows += [f"{i},{same[i % 2]}" for i in range(20)] + ["3,Game,Neutral,"]
     path = tmp_path / "entities.zip"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr(text_sets._ENTITIES, "\n".join(rows))
@@ -471,7 +468,7 @@ def test_variants_of_a_message_are_on_one_side(monkeypatch, tmp_path):
     assert not held[0] & held[1]
     assert (raw.testing.sum(), raw.choosing.sum()) == (12, 12)
     # Others have a message of theirs too.
-    assert not set().union(*held) & {"1", "2"}
+    assert min(int(number) for number in set().union(*held)) >= 20
 
 
 def test_real_cifar_is_the_original():
