@@ -10,8 +10,7 @@ import hashlib
 import inspect
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +24,6 @@ from centermerge_jax.checkpoints import (
     HopelessError,
     Stage,
     choose_format,
-    constant_buffers,
     describe,
     finish,
     non_finite,
@@ -37,9 +35,19 @@ from centermerge_jax.checkpoints import (
 )
 from centermerge_jax.division import Part
 from centermerge_jax.errors import listing
-from centermerge_jax.host_memory import Arena, cores, give_back
+from centermerge_jax.host_memory import Arena, give_back
 from centermerge_jax.linalg import recorded_solves
 from centermerge_jax.merge_statistics import describe_statistics, part_arguments
+from centermerge_jax.part_reading import (
+    NON_FINITE,
+    Leaves,
+    experts_and_base,
+    read_ahead,
+    read_bytes,
+    read_part,
+    refuse,
+    take_part,
+)
 from centermerge_jax.planning import Plan, cast, check_memory
 from centermerge_jax.progress import Report, silent, size_text
 from centermerge_jax.ranks import resolve_rank
@@ -48,15 +56,10 @@ from centermerge_jax.settings import find_method
 from centermerge_jax.trees import (
     align,
     base_name,
-    compute_dtype,
     is_merged,
     named_experts,
 )
 from centermerge_jax.views import digest
-
-Leaves = dict[str, Any]
-
-_NON_FINITE = "{n} leaf name{s} with non-finite values"
 
 
 def merge(
@@ -143,8 +146,8 @@ def _statistics(todo: Plan, progress: Report) -> dict[str, Any]:
         nonlocal done
         arenas = [Arena() for _ in range(1 + todo.needs.ahead)]
         with ThreadPoolExecutor(1) as reading:
-            for trees in _ahead(reading, todo, _take, parts, arenas):
-                experts, base = _experts_and_base(todo, trees)
+            for trees in read_ahead(reading, todo, take_part, parts, arenas):
+                experts, base = experts_and_base(todo, trees)
                 named = named_experts(experts)
                 name = base_name(named)
                 if base:
@@ -168,14 +171,14 @@ def _merge_parts(
     """Reads, merges and writes all parts; yields where it is, and the share done."""
     began = time.perf_counter()
     waiting = [i for i in range(len(todo.parts)) if i not in stage.finished]
-    sizes = [_read_bytes(todo, part) for part in todo.parts]
+    sizes = [read_bytes(todo, part) for part in todo.parts]
     total = max(1, sum(sizes))
     found = done = total - sum(sizes[i] for i in waiting)
     arenas = [Arena() for _ in range(1 + todo.needs.ahead)]
     with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
         written: Future[None] | None = None
         parts = [todo.parts[number] for number in waiting]
-        read = _ahead(reading, todo, _read, parts, arenas)
+        read = read_ahead(reading, todo, read_part, parts, arenas)
         for number, (leaves, carried, digests) in zip(waiting, read, strict=True):
             part = _without(todo.parts[number], carried)
             merged, solves = _merge_part(todo, part, leaves, given)
@@ -202,151 +205,6 @@ def _merge_parts(
             written.result()
 
 
-def _ahead(
-    pool: ThreadPoolExecutor,
-    todo: Plan,
-    read: Callable[[Plan, Part, Arena], Any],
-    parts: Sequence[Part],
-    arenas: Sequence[Arena],
-) -> Iterator[Any]:
-    """What is read of each part; with two arenas one part ahead of the one in work."""
-    pending: deque[Future[Any]] = deque()
-    for turn, part in enumerate(parts):
-        arena = arenas[turn % len(arenas)]
-        pending.append(pool.submit(read, todo, part, arena))
-        if len(pending) == len(arenas):
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def _models(todo: Plan, part: Part) -> Mapping[str, Checkpoint]:
-    """The models that a part is read from."""
-    if part.kept and todo.keeper is not None:
-        return {str(todo.recipe.keep_from): todo.keeper}
-    return todo.models
-
-
-def _read_bytes(todo: Plan, part: Part) -> int:
-    return sum(
-        (piece.stop - piece.start) * model.leaves[piece.leaf].dtype.itemsize
-        for model in _models(todo, part).values()
-        for piece in part.pieces
-    )
-
-
-def _room(todo: Plan, part: Part) -> int:
-    """Bytes of an arena that a part of every model fits into."""
-    return _read_bytes(todo, part) + 64 * len(_models(todo, part)) * len(part.pieces)
-
-
-def _take(todo: Plan, part: Part, arena: Arena) -> dict[str, Leaves]:
-    """A part of every model, as it is, but for what is carried."""
-    arena.clear(_room(todo, part))
-    trees = {
-        name: dict(model.read_pieces(part.pieces, allocate=arena.allocate))
-        for name, model in _models(todo, part).items()
-    }
-    _take_carried(todo, part, trees, _constants(todo, trees))
-    return trees
-
-
-def _take_carried(
-    todo: Plan, part: Part, trees: Mapping[str, Leaves], constants: Collection[str]
-) -> Leaves:
-    """Takes what is no parameter, though it floats, out of the trees of a part.
-
-    That is constant buffers, and Python's own numbers, which Orbax keeps exactly.
-    """
-    first = next(iter(_models(todo, part).values())).leaves
-    # A piece of a leaf does not tell whether the rest of it is the same everywhere.
-    whole = {p.leaf for p in part.pieces if p.shape == first[p.leaf].shape}
-    numbers = {p.leaf for p in part.pieces if first[p.leaf].kind == "scalar"}
-    names = numbers | whole.intersection(constants)
-    taken = {model: {x: tree.pop(x) for x in names} for model, tree in trees.items()}
-    one, *others = taken
-    _refuse(
-        "{n} number{s} not the same in all models; only arrays are merged",
-        [
-            f"{other}: {name} is {taken[other][name]}, expected {value}"
-            for other in others
-            if other != "base"
-            for name, value in taken[one].items()
-            if not np.array_equal(taken[other][name], value)
-        ],
-        "--exclude leaves them out, --keep and --keep-from take one model's.",
-    )
-    return taken[one]
-
-
-def _constants(todo: Plan, trees: Mapping[str, Leaves]) -> set[str]:
-    """Names of the constant buffers in a part."""
-    matrices = {name for name, view in todo.views.items() if view is not None}
-    return constant_buffers(trees.values()) - matrices
-
-
-def _read(
-    todo: Plan, part: Part, arena: Arena
-) -> tuple[dict[str, Leaves], Leaves, dict[str, dict[str, str]]]:
-    """A part of every model, all finite; what is carried; and digests of both."""
-    models = _models(todo, part)
-    arena.clear(_room(todo, part))
-    trees: dict[str, Leaves] = {}
-    digests: dict[str, dict[str, str]] = {}
-    problems: dict[str, list[str]] = {}
-    with ThreadPoolExecutor(cores()) as checking:
-        checks = []
-        for name, model in models.items():
-            trees[name] = {}
-            for leaf, value in model.read_pieces(part.pieces, allocate=arena.allocate):
-                trees[name][leaf] = value
-                checks.append((name, leaf, checking.submit(_check, name, leaf, value)))
-        for name, leaf, check in checks:
-            value, faults = check.result()
-            digests.setdefault(name, {})[leaf] = value
-            problems.setdefault(leaf, []).extend(faults)
-    constants = _constants(todo, trees) if any(problems.values()) else set()
-    carried = _take_carried(todo, part, trees, constants)
-    bad = {x: faults for x, faults in problems.items() if faults and x not in carried}
-    _refuse(
-        _NON_FINITE,
-        [fault for faults in bad.values() for fault in faults],
-        "Equal masks are carried where they are read as a whole: more --memory."
-        if constants & bad.keys()
-        else "",
-    )
-    _refuse_other_experts(todo, part, digests)
-    return trees, carried, digests
-
-
-def _refuse_other_experts(
-    todo: Plan, part: Part, digests: Mapping[str, Mapping[str, str]]
-) -> None:
-    """Checks that statistics are of the experts that are merged, from whole leaves."""
-    for name, known in todo.statistics.items():
-        model = todo.models[name]
-        whole = {p.leaf for p in part.pieces if p.shape == model.leaves[p.leaf].shape}
-        own = {x: value for x, value in digests.get(name, {}).items() if x in whole}
-        known.refuse_other(name, model, own)
-
-
-def _check(name: str, leaf: str, value: Any) -> tuple[str, list[str]]:
-    """Digest of a leaf, and what is not finite in it."""
-    return sha256(np.asarray(value)), non_finite(name, {leaf: value})
-
-
-def _experts_and_base(
-    todo: Plan, trees: Mapping[str, Leaves]
-) -> tuple[dict[str, Leaves], tuple[Leaves, ...]]:
-    """The first arguments of the method, from what was read."""
-    if todo.recipe.dtype:
-        dtype = compute_dtype(np.dtype(todo.recipe.dtype))
-        trees = {name: cast(tree, dtype) for name, tree in trees.items()}
-    experts = {name: tree for name, tree in trees.items() if name != "base"}
-    base = (trees["base"],) if find_method(todo.recipe.method).needs_base else ()
-    return experts, base
-
-
 def _merge_part(
     todo: Plan, part: Part, trees: Mapping[str, Leaves], given: Mapping[str, Any]
 ) -> tuple[Leaves, list[dict[str, Any]]]:
@@ -361,7 +219,7 @@ def _merge_part(
         _, rows = align(trees, any_dtype=("base",))  # nothing for a method to do
         result = {name: leaves[0] for name, leaves in rows.items()}
     else:
-        experts, base = _experts_and_base(todo, trees)
+        experts, base = experts_and_base(todo, trees)
         method, merged = find_method(recipe.method), todo.leaves.merged
         known = part_arguments(todo.statistics, method, part, merged, experts)
         arguments = {**_arguments(todo, part), **given, **known}
@@ -369,7 +227,7 @@ def _merge_part(
             result = method.function(experts, *base, **arguments)
     leaves = {name: _stored(todo, name, leaf) for name, leaf in result.items()}
     # A narrow type may overflow where the inputs did not.
-    _refuse(_NON_FINITE, non_finite("the merged model", leaves))
+    refuse(NON_FINITE, non_finite("the merged model", leaves))
     return leaves, [dataclasses.asdict(solve) for solve in solves]
 
 
@@ -390,7 +248,7 @@ def _carried(todo: Plan, carried: Leaves) -> Leaves:
         for name, x in leaves.items()
         if not isinstance(x, str)
     }
-    _refuse(_NON_FINITE, non_finite("the merged model", others))
+    refuse(NON_FINITE, non_finite("the merged model", others))
     return leaves
 
 
@@ -418,11 +276,6 @@ def _stored(todo: Plan, name: str, leaf: Any) -> Any:
     """A leaf in the type that the output was laid out for."""
     info = todo.outputs[name]
     return leaf if info.kind == "string" else np.asarray(leaf, info.dtype)
-
-
-def _refuse(header: str, problems: Sequence[str], cure: str = "") -> None:
-    if problems:
-        raise HopelessError(listing(header, problems, cure))
 
 
 def _write(
