@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from centermerge_jax import analysis as analysis
     from centermerge_jax import methods as methods
     from centermerge_jax import stream as stream
     from centermerge_jax import transforms as transforms
@@ -104,7 +105,7 @@ _HOMES = {
     "weight_average": "methods",
     "write_statistics": "statistics",
 }
-_MODULES = ("methods", "stream", "transforms", "views")
+_MODULES = ("analysis", "methods", "stream", "transforms", "views")
 
 __all__ = [
     "METHODS",
@@ -119,6 +120,7 @@ __all__ = [
     "SvdReport",
     "TaskVectors",
     "ViewError",
+    "analysis",
     "cart",
     "center",
     "center_factors",

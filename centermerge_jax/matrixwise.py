@@ -168,7 +168,9 @@ def matrixwise(
     alike: dict[Any, list[tuple[tuple[str, ...], Any]]] = defaultdict(list)
     for bundles in groups(views, dtypes):
         for names in bundles:
-            arrays = (_joint([deltas[n] for n in names], [views[n] for n in names]),)
+            arrays = (
+                joint_matrices([deltas[n] for n in names], [views[n] for n in names]),
+            )
             if given is not None:
                 one = [jnp.asarray(given[task][names[0]]) for task in tv.tasks]
                 gram = jnp.stack(one).astype(dtypes[names[0]])
@@ -258,7 +260,7 @@ def _add(
     return leaves
 
 
-def _joint(deltas: Sequence[Any], views: Sequence[MatrixView]) -> Any:
+def joint_matrices(deltas: Sequence[Any], views: Sequence[MatrixView]) -> Any:
     """The (joint) matrices of some leaves, `[tasks, count, out, in]`, or factors."""
     view = views[0]
     flipped = view.inputs == "rows"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from centermerge_jax.cli.analyse_command import Analyse
 from centermerge_jax.cli.model_commands import Convert, Evaluate, Heads
 from centermerge_jax.cli.recipe_flags import Arguments, read_recipe, warn
 from centermerge_jax.cli.statistics_command import Statistics
@@ -232,6 +233,7 @@ Command = (
     | Plan
     | Methods
     | Inspect
+    | Analyse
     | Evaluate
     | Sweep
     | Statistics
@@ -244,6 +246,7 @@ COMMANDS = {
     "plan": Plan,
     "methods": Methods,
     "inspect": Inspect,
+    "analyse": Analyse,
     "evaluate": Evaluate,
     "sweep": Sweep,
     "statistics": Statistics,
