@@ -20,12 +20,16 @@ from centermerge_jax.errors import CheckpointError, ParameterError
 from centermerge_jax.evaluation_files import now, versions
 from centermerge_jax.host_memory import Arena, give_back
 from centermerge_jax.part_reading import experts_and_base, read_ahead, read_part
-from centermerge_jax.planning import Plan, check_memory, plan
+from centermerge_jax.planning import MEMORY, Plan, plan
 from centermerge_jax.progress import Report, silent
-from centermerge_jax.recipe import Recipe
+from centermerge_jax.recipe import Recipe, parse_size
 
 NAME = "analysis.json"
 """The file in the folder of an analysis."""
+
+MEASURING = 300 * 2**20
+"""Bytes that the measures and their compiled programs take beside what a merge by full
+factorisations would; up to 260 MiB were measured."""
 
 
 def read_shares(text: str) -> tuple[float, ...]:
@@ -53,15 +57,23 @@ def plan_analysis(recipe: Recipe) -> Plan:
       recipe: The models and their views; method, rank and scale are not looked at.
 
     Raises:
-      MergeError: As from `planning.plan`; or there is one expert and no base.
+      MergeError: As from `planning.plan`; or there is one expert and no base, or too
+        little memory.
     """
     if len(recipe.experts) == 1 and recipe.base is None:
         raise ParameterError(
             "a single expert is its own mean: give several experts, or --base PATH"
         )
+    given = recipe.memory or MEMORY
+    left = max(1, parse_size(given, of="--memory") - MEASURING)
     method = "cart" if recipe.base is None else "truncated_task_arithmetic"
-    todo = plan(dataclasses.replace(recipe, method=method, rank=1.0, scale=1.0))
-    check_memory(todo)
+    as_merge = {"method": method, "rank": 1.0, "scale": 1.0, "memory": f"{left}B"}
+    todo = plan(dataclasses.replace(recipe, **as_merge))
+    if todo.peak_bytes > left:
+        enough = -(-(todo.peak_bytes + MEASURING) // 2**20)
+        raise ParameterError(
+            f"--memory {given} is too little: this analysis needs {enough}MiB"
+        )
     return todo
 
 

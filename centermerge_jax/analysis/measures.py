@@ -48,9 +48,11 @@ def measures(
     """All measures of a matrix: at some ranks, of which the first few get their STI."""
     s, chosen = factors.s, np.array(at) - 1
     shared = shared_energies(factors)
-    left = reconstruction_error(s)[chosen]
     norm = s[:, 0] * jnp.sqrt(stable_rank(s))
-    total = jnp.sum(jnp.square(norm))
+    largest = jnp.max(s)
+    # Squares of very large or small numbers would leave the range of the type.
+    unit = s / jnp.where(largest > 0, largest, 1)
+    total = jnp.sum(jnp.square(unit))
     sti = [singular_task_interference(factors, rank=k) for k in at[:few]]
     return {
         "singular_values": s,
@@ -60,8 +62,9 @@ def measures(
             f"interference_{normalise}": summed(shared, s, normalise)[chosen]
             for normalise in NORMALISATIONS
         },
-        "reconstruction": left,
-        "reconstruction_relative": left / jnp.where(total > 0, total, 1),
+        "reconstruction": reconstruction_error(s)[chosen],
+        "reconstruction_relative": reconstruction_error(unit)[chosen]
+        / jnp.where(total > 0, total, 1),
         "effective_rank": effective_rank(s),
         "stable_rank": stable_rank(s),
         "cosine": cosines(factors),
