@@ -21,8 +21,8 @@ def interference(matrices, k, normalise):
                 terms = []
                 for x in (one, other):
                     _, s, vh = svd(x)
-                    over = s[:k] if normalise == "top" else s
-                    length = np.sqrt((over**2).sum())
+                    over = {"top": s[:k], "whole": s, "none": [1.0]}[normalise]
+                    length = np.linalg.norm(over)
                     terms.append(np.diag(s[:k] / length if length else s[:k]) @ vh[:k])
                 total += np.linalg.norm(terms[0] @ terms[1].T)
     return total
@@ -88,7 +88,7 @@ def matrix_facts(matrices, shares, aligned):
         "kept_energy": [[kept_energy(x, k) for k in ks] for x in matrices],
         **{
             f"interference_{how}": [interference(matrices, k, how) for k in ks]
-            for how in ("top", "whole")
+            for how in ("top", "whole", "none")
         },
         "reconstruction": left,
         "reconstruction_relative": left / total,

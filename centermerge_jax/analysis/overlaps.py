@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from centermerge_jax.analysis.spectra import energies
+from centermerge_jax.analysis.spectra import energies, stable_rank
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.linalg import LowRank
 from centermerge_jax.ranks import Rank, resolve_rank
 from centermerge_jax.transforms.spectra import absent
 
-Normalisation = Literal["top", "whole"]
-NORMALISATIONS: tuple[Normalisation, ...] = ("top", "whole")
-"""What singular values are normalised over: the k directions that are looked at, or the
-whole spectrum."""
+Normalisation = Literal["top", "whole", "none"]
+NORMALISATIONS: tuple[Normalisation, ...] = ("top", "whole", "none")
+"""What singular values are normalised over: the k directions that are looked at, the
+whole spectrum, or nothing."""
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -37,14 +37,15 @@ def interference(
     singular values, divided by the root of the sum of their squares. Over the leading k
     (`top`) it compares directions at each rank by itself, and the least rank may
     interfere most; over the whole spectrum (`whole`) it grows with k. Both are the same
-    at full rank.
+    at full rank. Not divided (`none`), they also tell how large what interferes is.
 
     Args:
       factors: Of one matrix: `u [tasks, out, r]`, `s [tasks, r]`, `vh [tasks, r, in]`.
-      normalise: `top` or `whole`.
+      normalise: `top`, `whole` or `none`.
 
     Returns:
-      I(1), ..., I(r), each at most tasks * (tasks - 1), the number of ordered pairs.
+      I(1), ..., I(r); if normalised each at most tasks * (tasks - 1), the number of
+      ordered pairs.
 
     Raises:
       ParameterError: There is no such normalisation.
@@ -95,12 +96,16 @@ def summed(
     normalise: Normalisation,
 ) -> Float[Array, " r"]:
     """I(k) from what pairs share."""
+    first, second = np.triu_indices(len(s), 1)
+    terms = jnp.sqrt(shared)
     if normalise == "top":
-        first, second = np.triu_indices(len(s), 1)
-        kept = jnp.cumsum(energies(s), axis=-1)
+        kept = jnp.sqrt(jnp.cumsum(energies(s), axis=-1))
         both = kept[first] * kept[second]
-        shared = shared / jnp.where(both > 0, both, 1)
-    return 2 * jnp.sum(jnp.sqrt(shared), axis=0)
+        terms = terms / jnp.where(both > 0, both, 1)
+    elif normalise == "none":
+        norms = s[:, :1] * jnp.sqrt(stable_rank(s))[:, None]
+        terms = terms * norms[first] * norms[second]
+    return 2 * jnp.sum(terms, axis=0)
 
 
 def subspace_alignment(factors: LowRank, *, rank: Rank) -> Float[Array, "tasks tasks"]:

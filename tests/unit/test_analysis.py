@@ -329,7 +329,8 @@ def test_the_size_of_task_vectors_does_not_matter(factor):
         values = [x and np.array(x, float) * factor for x in wanted[name] if x]
         own = [np.array(x, float) for x in found[name] if x]
         np.testing.assert_allclose(own, values, rtol=1e-4, atol=1e-6 * factor)
-    same = found.keys() - {"singular_values", "norm", "sti", "reconstruction"}
+    sizes = {"singular_values", "norm", "sti", "reconstruction", "interference_none"}
+    same = found.keys() - sizes
     assert len(same) == 9
     for name in same:
         assert_same(found[name], wanted[name], rtol=1e-4, atol=1e-5, where=name)
