@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from centermerge_jax.task_vectors import combine as combine
     from centermerge_jax.task_vectors import select as select
     from centermerge_jax.task_vectors import subtract as subtract
+    from centermerge_jax.transforms import rescale as rescale
     from centermerge_jax.transforms import truncate as truncate
     from centermerge_jax.views import MatrixView as MatrixView
 
@@ -92,6 +93,7 @@ _HOMES = {
     "project": "linalg",
     "read_statistics": "statistics",
     "recorded_solves": "linalg",
+    "rescale": "transforms",
     "select": "task_vectors",
     "subtract": "task_vectors",
     "subtract_factors": "low_rank_experts",
@@ -136,6 +138,7 @@ __all__ = [
     "project",
     "read_statistics",
     "recorded_solves",
+    "rescale",
     "select",
     "stream",
     "subtract",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from centermerge_jax.checkpoints import LeafInfo, Piece
-from centermerge_jax.errors import ViewError
+from centermerge_jax.errors import ParameterError, ViewError
 from centermerge_jax.methods import Scope
 from centermerge_jax.views import MatrixView, Table, groups
 
@@ -71,6 +71,7 @@ def divide(
 
     Raises:
       ViewError: Leaves that one view joins have different hyperparameters.
+      ParameterError: Leaves that the method has to see at once have.
 
     Example:
       >>> import numpy as np
@@ -81,7 +82,7 @@ def divide(
     """
     if scope == "tree":
         whole = [_whole(name, info) for name, info in leaves.items()]
-        return [Part(tuple(whole), dict(views), next(iter(settings.values()), {}))]
+        return [Part(tuple(whole), dict(views), _of_all(settings))]
     _check_joined(views, settings)
     by_number = divisible and scope != "leaf"
     alike: dict[str, list[str]] = defaultdict(list)
@@ -113,6 +114,19 @@ def copies(
     """The parts of leaves that are copied from one model."""
     packed = _packed(leaves, most=most, divisible=divisible)
     return [Part(pieces, {}, {}, kept=True) for pieces in packed]
+
+
+def _of_all(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The hyperparameters that all leaves have, as far as they have them."""
+    found: dict[str, Any] = {}
+    for name, own in settings.items():
+        for key, value in own.items():
+            if found.setdefault(key, value) != value:
+                raise ParameterError(
+                    f"{key} {value} for {name}, and {found[key]} for others: the "
+                    "method sees the whole model at once, and takes one for all leaves"
+                )
+    return found
 
 
 def _whole(name: str, info: LeafInfo) -> Piece:

@@ -255,7 +255,8 @@ def _carried(todo: Plan, carried: Leaves) -> Leaves:
 def _arguments(todo: Plan, part: Part) -> dict[str, Any]:
     """The keyword arguments of the method for one part."""
     arguments = {**todo.hyperparameters, **part.settings}
-    accepted = find_method(todo.recipe.method).hyperparameters
+    method = find_method(todo.recipe.method)
+    accepted = method.hyperparameters
     if isinstance(scale := arguments.get("scale"), Mapping):
         # By name it could be taken for a tree, where leaves are called as tasks are.
         tasks = sorted(name for name in todo.models if name != "base")
@@ -266,7 +267,7 @@ def _arguments(todo: Plan, part: Part) -> dict[str, Any]:
         arguments["memory"] = todo.needs.work(part)
     if part.matrix is None and "rank" in accepted:
         arguments["rank"] = 1.0  # of no matrix
-    elif part.matrix is not None and "rank" in arguments:
+    elif part.matrix is not None and "rank" in arguments and method.scope != "tree":
         # An integer above this matrix's size keeps it whole.
         arguments["rank"] = resolve_rank(arguments["rank"], part.matrix.size)
     return arguments

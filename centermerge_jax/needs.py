@@ -83,8 +83,10 @@ class Needs:
         written = np.dtype(recipe.dtype).itemsize if recipe.dtype else widths[0]
         computed = max(_FLOAT, written, widths[0])
         matrices = {name: view for name, view in views.items() if view is not None}
+        # An edge of noise is found from all singular values.
+        all_of_them = any(each.startswith("noise=") for each in recipe.set)
         held = [
-            _held(view, settings[name].get("rank", 1.0))
+            _held(view, 1.0 if all_of_them else settings[name].get("rank", 1.0))
             for name, view in matrices.items()
         ]
         work = (_workspace(view) for view in matrices.values())

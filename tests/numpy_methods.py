@@ -6,6 +6,7 @@ pairs of functions to and from `[out, in]` arrays; joined leaves come under a tu
 their names.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -486,6 +487,79 @@ def cart(x, rank):
     return sum(low(matrix, share(rank, x)) for matrix in x)
 
 
+def marchenko_pastur_median(b):
+    """By the midpoint rule and the density in its first form."""
+    low, high = (1 - math.sqrt(b)) ** 2, (1 + math.sqrt(b)) ** 2
+    count = 400_000
+    x = low + (np.arange(count) + 0.5) / count * (high - low)
+    weights = np.cumsum(np.sqrt((high - x) * (x - low)) / x)
+    return x[np.searchsorted(weights, weights[-1] / 2)]
+
+
+def noise_edge(m, n):
+    b = min(m, n) / max(m, n)
+    top = math.sqrt(2 * (b + 1) + 8 * b / ((b + 1) + math.sqrt(b**2 + 14 * b + 1)))
+    return top / math.sqrt(marchenko_pastur_median(b))
+
+
+def found_low(matrix, rank, energy, noise):
+    """The directions of one matrix that are kept without a search."""
+    u, s, vh = svd(matrix, full_matrices=False)
+    if rank is None:
+        rank = 0.08 if energy is None and noise is None else 1.0
+    keep = np.arange(len(s)) < share(rank, matrix[None])
+    if energy is not None:
+        reached = np.cumsum(s**2) >= energy * np.sum(s**2)
+        keep &= np.arange(len(s)) <= np.argmax(reached)
+    if noise is not None:
+        keep &= s > noise * noise_edge(*matrix.shape) * np.median(s)
+    return (u * (s * keep)) @ vh
+
+
+def cart_data_free(experts, base, matrices, *, whole=False, scale=1.0, **told):
+    match = told.pop("match", "projection")
+    keep = {key: told.get(key) for key in ("rank", "energy", "noise")}
+    origin = mean_of(experts)
+    stacks = {
+        names: [
+            np.stack(one)
+            for one in zip(
+                *(split([t[n] - origin[n] for n in names]) for t in experts.values()),
+                strict=True,
+            )
+        ]
+        for names, (split, _) in matrices.items()
+    }
+    lows = {
+        names: [np.stack([found_low(x, **keep) for x in one]) for one in found]
+        for names, found in stacks.items()
+    }
+
+    def factor(low, full):
+        """From the same tasks' vectors, `[tasks, numbers]`."""
+        length = norm(low.sum(axis=0))
+        if length < 1e-3 * norm(low) or not length:
+            return 0.0
+        if match == "length":
+            return np.mean([norm(x) for x in full]) / length
+        lengths = np.array([norm(x) for x in low])
+        return min(np.sum(lengths**2) / length**2, np.sum(lengths) / length)
+
+    def flat(found):
+        return np.concatenate([x.reshape(len(x), -1) for one in found for x in one], 1)
+
+    of_model = factor(flat(lows.values()), flat(stacks.values()))
+    found = dict(origin)
+    for names, (_, join) in matrices.items():
+        merged = [
+            (of_model if whole else factor(flat([[low]]), flat([[full]]))) * low.sum(0)
+            for low, full in zip(lows[names], stacks[names], strict=True)
+        ]
+        for n, part in zip(names, join(merged), strict=True):
+            found[n] = origin[n] + scale * part
+    return found
+
+
 def two_pass_cart(experts, base, matrices, rank, scale, first_rank=0.08):
     first = per_matrix(cart, rest="mean", centred=True)(
         experts, base, matrices, rank=first_rank, scale=1.0
@@ -707,6 +781,8 @@ def truncated_task_arithmetic(experts, base, matrices, rank, scale):
 REFERENCES = {
     "cart": per_matrix(cart, rest="mean", centred=True),
     "cart_tsv": per_matrix(cart_tsv, rest="mean", centred=True),
+    "cart_data_free": cart_data_free,
+    "cart_data_free_whole": functools.partial(cart_data_free, whole=True),
     "two_pass_cart": two_pass_cart,
     "cart_indexing": cart_indexing,
     "weight_average": per_leaf(lambda x, base: np.mean(x, axis=0)),

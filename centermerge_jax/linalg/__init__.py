@@ -6,6 +6,7 @@ products, whatever the storage type.
 
 from centermerge_jax.linalg.frames import Frame, orthonormalize, polar, project
 from centermerge_jax.linalg.low_rank import LowRank
+from centermerge_jax.linalg.noise import noise_edge
 from centermerge_jax.linalg.report import (
     SolveRecord,
     SvdReport,
@@ -39,6 +40,7 @@ __all__ = [
     "SvdReport",
     "check_solver",
     "choose_solver",
+    "noise_edge",
     "orthonormalize",
     "polar",
     "project",

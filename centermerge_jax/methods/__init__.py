@@ -19,6 +19,10 @@ from centermerge_jax.methods.cart_variants import two_pass_cart as two_pass_cart
 from centermerge_jax.methods.cart_variants import wise_ft as wise_ft
 from centermerge_jax.methods.compressed import one_bit as one_bit
 from centermerge_jax.methods.compressed import quantised as quantised
+from centermerge_jax.methods.data_free import cart_data_free as cart_data_free
+from centermerge_jax.methods.data_free import (
+    cart_data_free_whole as cart_data_free_whole,
+)
 from centermerge_jax.methods.dc_merge import dc_merge as dc_merge
 from centermerge_jax.methods.della import della as della
 from centermerge_jax.methods.energy import star as star

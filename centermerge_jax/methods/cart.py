@@ -18,6 +18,7 @@ def cart(
     rank: Rank | Mapping[str, Rank],
     scale: Any,
     energy: float | None = None,
+    noise: float | None = None,
     views: Views | None = None,
     solver: Solver = "auto",
     dtype: Any = None,
@@ -44,6 +45,9 @@ def cart(
         `cm.combine`.
       energy: If given, of these directions only the fewest that make up this share in
         (0, 1] of the squares of a matrix's singular values.
+      noise: If given, of these directions only those whose singular value is above so
+        many times the edge of noise in its matrix, as for `cm.truncate`; where none is,
+        a matrix is the mean.
       views: Which leaves are matrices; `cm.views.auto` by default.
       solver: As for `cm.truncated_svd`.
       dtype: Type of the result; the experts' by default.
@@ -83,6 +87,7 @@ def cart(
         named,
         rank=rank,
         energy=energy,
+        noise=noise,
         scales=lambda tv: [by_leaf[name] for name in tv.flat()],
         views=views,
         solver=solver,

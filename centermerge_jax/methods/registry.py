@@ -23,6 +23,7 @@ from centermerge_jax.methods.cart_variants import (
     wise_ft,
 )
 from centermerge_jax.methods.compressed import one_bit, quantised
+from centermerge_jax.methods.data_free import cart_data_free, cart_data_free_whole
 from centermerge_jax.methods.dc_merge import dc_merge
 from centermerge_jax.methods.della import della
 from centermerge_jax.methods.energy import star, subspace_boosting
@@ -180,6 +181,19 @@ METHODS: Mapping[str, Method] = {
         centered=True,
         laws=_ONE,
         grid={"rank": (0.04, 0.08, 0.16), "scale": (1.5, 3.0)},
+    ),
+    "cart_data_free": Method(
+        cart_data_free,
+        centered=True,
+        laws=_ONE,
+        grid={"rank": (0.04, 0.08, 0.16), "match": ("projection", "length")},
+    ),
+    "cart_data_free_whole": Method(
+        cart_data_free_whole,
+        centered=True,
+        scope="tree",
+        laws=_ONE,
+        grid={"rank": (0.04, 0.08, 0.16), "match": ("projection", "length")},
     ),
     "cart_tsv": Method(
         cart_tsv,

@@ -8,7 +8,7 @@ from centermerge_jax.parts import Leaves, in_parts
 from centermerge_jax.ranks import Rank, check_fits, check_ranks, resolve_rank
 from centermerge_jax.task_vectors import TaskVectors, check_dtype, combine_leaves
 from centermerge_jax.transforms import truncate
-from centermerge_jax.transforms.truncate import check_energy
+from centermerge_jax.transforms.truncate import check_energy, check_noise
 from centermerge_jax.trees import Params
 from centermerge_jax.views import Table, Views, resolve
 
@@ -19,6 +19,8 @@ def merge_truncated(
     *,
     rank: Rank | Mapping[str, Rank],
     energy: float | None = None,
+    noise: float | None = None,
+    then: Callable[[TaskVectors, TaskVectors], TaskVectors] | None = None,
     scales: Callable[[TaskVectors], Sequence[Any]],
     views: Views | None,
     solver: Solver,
@@ -33,6 +35,8 @@ def merge_truncated(
       trees: Experts by task name, and perhaps a base.
       rank: As for `cm.truncate`.
       energy: As for `cm.truncate`.
+      noise: As for `cm.truncate`.
+      then: What is made of truncated task vectors, from them and the whole ones.
       scales: The scale of each leaf of truncated task vectors, in tree order.
       views: As for `cm.truncate`.
       solver: As for `cm.truncate`.
@@ -43,6 +47,7 @@ def merge_truncated(
     tasks = [name for name in trees if name not in any_dtype]
     ranks = dict(zip(tasks, check_ranks(rank, tasks), strict=True))
     check_energy(energy)
+    check_noise(noise)
     check_solver(solver, memory=memory)
     check_dtype(dtype)
     table = resolve(next(iter(trees.values())), views)
@@ -56,15 +61,18 @@ def merge_truncated(
         tv = task_vectors(part)
         size = next((sizes[name] for name in views if name in sizes), None)
         if size is not None:
+            whole = tv
             tv = truncate(
                 tv,
                 rank={task: resolve_rank(ranks[task], size) for task in tv.tasks},
                 energy=energy,
+                noise=noise,
                 views=views,
                 solver=solver,
                 memory=memory,
-                donate=True,
+                donate=then is None,
             )
+            tv = tv if then is None else then(tv, whole)
         return combine_leaves(tv, scales(tv), dtype=dtype)
 
     return in_parts(merge_part, trees, views=table, memory=memory, any_dtype=any_dtype)

@@ -22,10 +22,12 @@ from centermerge_jax.linalg import (
     Solved,
     Solver,
     check_solver,
+    noise_edge,
     solve,
 )
 from centermerge_jax.ranks import Rank, check_fits, check_ranks, resolve_rank
 from centermerge_jax.task_vectors import TaskVectors
+from centermerge_jax.transforms.spectra import absent
 from centermerge_jax.views import MatrixView, Views, groups, resolve
 
 
@@ -34,6 +36,7 @@ def truncate(
     *,
     rank: Rank | Mapping[str, Rank],
     energy: float | None = None,
+    noise: float | None = None,
     views: Views | None = None,
     solver: Solver = "auto",
     tolerance: float = TOLERANCE,
@@ -57,6 +60,11 @@ def truncate(
       energy: If given, of these directions only the fewest that make up this share in
         (0, 1] of the squares of the singular values, matrix by matrix; the others are
         stored as zeros. With `rank=1.0` it alone decides.
+      noise: If given, of these directions only those whose singular value is above so
+        many times the edge of noise, `linalg.noise_edge` times the median of them all;
+        1.0 is the edge itself. Where none is, as in a matrix of nothing but noise and
+        in every one with `min(m, n)` of 1 or 2, the delta becomes zero. A matrix of
+        less than half its rank has no noise, and keeps all directions that it has.
       views: Which leaves are matrices; `cm.views.auto` by default. Factors remember
         their view, so for truncated task vectors it is not needed.
       solver: As for `cm.truncated_svd`.
@@ -82,6 +90,7 @@ def truncate(
     """
     ranks = check_ranks(rank, tv.tasks)
     check_energy(energy)
+    check_noise(noise)
     check_solver(solver, tolerance, memory)
     deltas: dict[str, Any] = {n: delta for n, (_, delta) in tv.flat().items()}
     table = _view_table(tv, deltas, views)
@@ -93,15 +102,16 @@ def truncate(
     for name, view in matrices.items():
         delta = deltas[name]
         if isinstance(delta, LowRank):
-            if energy is not None:
+            if energy is not None or noise is not None:
                 raise ParameterError(
-                    f"{name} is truncated already: its whole energy is not known"
+                    f"{name} is truncated already: its whole spectrum is not known"
                 )
             kept = [resolve_rank(each, view.size) for each in ranks]
             deltas[name] = _slice(name, delta, kept)
         else:
             dense[name] = view
     how = {"solver": solver, "tolerance": tolerance, "memory": memory}
+    how |= {"energy": energy, "noise": noise}
     dtypes = {name: deltas[name].dtype for name in dense}
     # Under jax.jit the solver itself goes through a group in chunks: one program then
     # holds one solver for each shape, however deep the model.
@@ -111,7 +121,7 @@ def truncate(
         stacks = [[deltas[name] for name in bundle] for bundle in bundles]
         layouts = [[dense[name] for name in bundle] for bundle in bundles]
         kept = tuple(resolve_rank(each, layouts[0][0].size) for each in ranks)
-        factors = _factorise(stacks, layouts, kept=kept, energy=energy, key=key, **how)
+        factors = _factorise(stacks, layouts, kept=kept, key=key, **how)
         for bundle, stack, results in zip(bundles, stacks, factors, strict=True):
             deltas.update(zip(bundle, results, strict=True))
             if donate:
@@ -147,6 +157,16 @@ def check_energy(energy: float | None) -> None:
         raise ParameterError(f"energy is a share in (0, 1]; got {energy}")
 
 
+def check_noise(noise: float | None) -> None:
+    """Refuses what is no multiple of the noise's edge.
+
+    Raises:
+      ParameterError: It is not positive and finite.
+    """
+    if noise is not None and not 0 < noise < math.inf:  # NaN too
+        raise ParameterError(f"noise is a positive multiple of its edge; got {noise}")
+
+
 def _slice(name: str, delta: LowRank, kept: Sequence[int]) -> LowRank:
     k = max(kept)
     if k > delta.rank:
@@ -155,31 +175,56 @@ def _slice(name: str, delta: LowRank, kept: Sequence[int]) -> LowRank:
             "choose a smaller rank, or truncate full task vectors"
         )
     low = delta.keep(k)
-    return replace(low, s=_cut(low.s, kept))
+    if min(kept) == max(kept):
+        return low
+    return replace(low, s=_cut(low.s, _leading(low.s, kept)))
 
 
-def _cut(
-    s: Any, kept: Sequence[int], energy: float | None = None, x: Any = None
-) -> Any:
-    """Singular values of each task's matrices, with those that are not kept at zero.
+def _cut(s: Any, stay: Any) -> Any:
+    """Singular values, with those that are not kept at zero."""
+    xp = np if isinstance(s, np.ndarray) else jnp
+    return xp.where(stay, s, xp.zeros_like(s))
+
+
+def _leading(s: Any, kept: Sequence[int]) -> Any:
+    """Where singular values `[tasks, *batch, k]` are among so many of each task."""
+    xp = np if isinstance(s, np.ndarray) else jnp
+    place = xp.arange(s.shape[-1]).reshape(*(1,) * (s.ndim - 1), -1)
+    return place < xp.asarray(kept).reshape(-1, *(1,) * (s.ndim - 1))
+
+
+def _chosen(
+    found: Solved,
+    x: Any,
+    kept: Sequence[int],
+    energy: float | None,
+    noise: float | None,
+) -> Solved:
+    """Factors with the singular values that are not kept at zero.
 
     Args:
-      s: `[tasks, *batch, k]`.
-      kept: How many of each task.
-      energy: Share of the squares that is enough.
+      found: Of the matrices; with `noise` all of their singular values.
       x: The matrices, `[tasks, *batch, m, n]`.
+      kept: How many of each task at most.
+      energy: Share of the squares that is enough.
+      noise: Multiple of the noise's edge that singular values have to be above.
     """
-    if energy is None and min(kept) == max(kept):
-        return s
+    s = found.s
     xp = np if isinstance(s, np.ndarray) else jnp
-    shape = (-1, *(1,) * (s.ndim - 1))
-    place = xp.arange(s.shape[-1]).reshape(*(1,) * (s.ndim - 1), -1)
-    stay = place < xp.asarray(kept).reshape(shape)
+    if energy is None and noise is None and min(kept) == max(kept):
+        return found
+    stay = _leading(s, kept)
     if energy is not None:
         squares = s * s
         total = xp.sum(xp.square(x), axis=(-2, -1), dtype=s.dtype)[..., None]
         stay = stay & (xp.cumsum(squares, axis=-1) - squares < energy * total)
-    return xp.where(stay, s, xp.zeros_like(s))
+    if noise is not None:
+        edge = noise * noise_edge(*x.shape[-2:]) * xp.median(s, axis=-1, keepdims=True)
+        stay = stay & (s > xp.maximum(edge, absent(x.shape, s.dtype) * s[..., :1]))
+    k = max(kept)
+    return found._replace(
+        u=found.u[..., :k], s=_cut(s, stay)[..., :k], vh=found.vh[..., :k, :]
+    )
 
 
 def _factorise(
@@ -200,14 +245,15 @@ def _solve_joint(
     *,
     kept: tuple[int, ...],
     energy: float | None,
+    noise: float | None,
     **how: Any,
 ) -> list[list[LowRank]]:
     joint = [_joined(*bundle) for bundle in zip(stacks, layouts, strict=True)]
+    # The median is of all singular values.
+    rank = max(kept) if noise is None else layouts[0][0].size
     solved = [
-        found._replace(s=_cut(found.s, kept, energy, x))
-        for found, x in zip(
-            solve(joint, rank=max(kept), key=key, **how), joint, strict=True
-        )
+        _chosen(found, x, kept, energy, noise)
+        for found, x in zip(solve(joint, rank=rank, key=key, **how), joint, strict=True)
     ]
     return [
         [_member(result, view) for view in views]
@@ -218,7 +264,7 @@ def _solve_joint(
 _solve_joint_jitted = functools.partial(
     jax.jit,
     static_argnums=(1,),
-    static_argnames=("kept", "energy", "solver", "tolerance", "memory"),
+    static_argnames=("kept", "energy", "noise", "solver", "tolerance", "memory"),
 )(_solve_joint)
 
 

@@ -16,6 +16,13 @@ EVERY = pytest.mark.parametrize("name", list(METHODS))
 OTHERS = [
     ("ace_merging", {"heterogeneity": 0.0, "fraction": 0.5, "ridge": 0.01}),
     ("breadcrumbs", {"density": 0.3, "outliers": 0.2}),
+    ("cart_data_free", {"rank": 0.25}),
+    ("cart_data_free", {"energy": 0.6}),
+    ("cart_data_free", {"noise": 0.7, "scale": 0.5}),
+    ("cart_data_free", {"rank": 0.4, "energy": 0.8, "match": "length"}),
+    ("cart_data_free_whole", {"energy": 0.6}),
+    ("cart_data_free_whole", {"noise": 0.7}),
+    ("cart_data_free_whole", {"rank": 0.25, "match": "length"}),
     ("consensus", {"threshold": 0.2, "agree": 3}),
     ("dc_merge", {"keep": 0.2}),
     ("fisher", {"floor": 0.01}),
