@@ -81,7 +81,9 @@ def rescale(
     if match == "length" and whole is None:
         raise ParameterError("match='length' needs the whole task vectors too: whole=")
     deltas: dict[str, Any] = {name: delta for name, (_, delta) in tv.flat().items()}
-    before = {name: delta for name, (_, delta) in (whole or tv).flat().items()}
+    before: dict[str, Any] = {}
+    if match == "length" and whole is not None:
+        before = {name: delta for name, (_, delta) in whole.flat().items()}
     low = {name: x for name, x in deltas.items() if isinstance(x, LowRank)}
     if not low:
         raise ParameterError("no task vector is truncated, so there is none to rescale")
@@ -98,7 +100,7 @@ def rescale(
     squares = [
         _squares(
             [low[n] for n in names],
-            [before[n] for n in names],
+            [before.get(n) for n in names],
             [views[n] for n in names],
             unit,
         )
@@ -120,7 +122,7 @@ class _Squares(NamedTuple):
     Attributes:
       total: Of the sum of truncated task vectors, `[*batch]`.
       kept: Of each of these, `[tasks, *batch]`.
-      whole: Of each before it was truncated.
+      whole: Of each before it was truncated; 0 if that is not known.
     """
 
     total: Float[Array, "*batch"]
@@ -138,7 +140,7 @@ def _squares(
 
     Args:
       low: Truncated task vectors.
-      before: The same before they were truncated.
+      before: The same before they were truncated, or None.
       views: Of the leaves.
       unit: `[1, *batch, 1]`, as squares of very large or small numbers would leave the
         range.
@@ -152,12 +154,18 @@ def _squares(
     total, whole = jnp.zeros_like(kept[0]), jnp.zeros_like(kept)
     for one, delta, view in zip(low, before, views, strict=True):
         total += _of_sum(one.u, one.s / unit, one.vh)
-        if not isinstance(delta, LowRank):
-            x = jnp.asarray(view.to_matrix(delta)) / unit[..., None]
-            whole += jnp.sum(jnp.square(x), axis=(-2, -1))
-        elif one is low[0]:
-            whole += of_factors(delta)
+        if isinstance(delta, LowRank):
+            whole += of_factors(delta) if one is low[0] else 0
+        elif delta is not None:
+            whole += _of_matrices(jnp.asarray(view.to_matrix(delta)), unit)
     return _Squares(total, kept, whole)
+
+
+@jax.jit
+def _of_matrices(
+    x: Float[Array, "tasks *batch m n"], unit: Float[Array, "1 *batch 1"]
+) -> Float[Array, "tasks *batch"]:
+    return jnp.sum(jnp.square(x / unit[..., None]), axis=(-2, -1))
 
 
 @jax.jit
