@@ -37,6 +37,7 @@ RANKS: tuple[dict[str, float], ...] = (
     {"noise": 2.0},
 )
 SCALES = ("projection", "length")
+OF = {"matrix": "of each matrix", "model": "of the model"}
 METHOD = {"matrix": "cart_data_free", "model": "cart_data_free_whole"}
 
 
@@ -138,7 +139,7 @@ def main(
                 "ranks": f"{name} {value}",
                 "directions": f"{100 * shares.mean():.1f} % "
                 f"({100 * shares.min():.0f} to {100 * shares.max():.0f})",
-                "scale": f"{match} of each {per}",
+                "scale": f"{match}, {OF[per]}",
                 "found": f"{np.median(scales):.2f} "
                 f"({scales.min():.2f} to {scales.max():.2f})",
                 **row(models, leaves, searched),

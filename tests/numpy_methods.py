@@ -541,9 +541,8 @@ def cart_data_free(experts, base, matrices, *, whole=False, scale=1.0, **told):
         if length < 1e-3 * norm(low) or not length:
             return 0.0
         if match == "length":
-            return np.mean([norm(x) for x in full]) / length
-        lengths = np.array([norm(x) for x in low])
-        return min(np.sum(lengths**2) / length**2, np.sum(lengths) / length)
+            return min(100, np.mean([norm(x) for x in full]) / length)
+        return min(100, sum(norm(x) ** 2 for x in low) / length**2)
 
     def flat(found):
         return np.concatenate([x.reshape(len(x), -1) for one in found for x in one], 1)

@@ -34,11 +34,11 @@ def cart_data_free(
         L_t   = SVD_k(theta_t - mean),  S = sum_t L_t
         theta = mean + scale * c S
 
-        match=projection:  c = sum_t |L_t|^2 / |S|^2,  at most sum_t |L_t| / |S|
+        match=projection:  c = sum_t |L_t|^2 / |S|^2
         match=length:      c = mean_t |theta_t - mean| / |S|
 
-    for each (joined) matrix. Leaves that are no matrices come out as the plain mean. It
-    is
+    for each (joined) matrix, and at most 100. Leaves that are no matrices come out as
+    the plain mean. It is
 
         whole = cm.center(experts)
         low = cm.rescale(cm.truncate(whole, rank=rank), match=match, whole=whole)
@@ -67,9 +67,9 @@ def cart_data_free(
 
     Note:
       Two experts merge into their average, and so do any at full rank: then S is zero.
-      Centred vectors hold the other tasks' directions beside their own, with 1 / tasks
-      of their length. What keeps those as well, as `noise` does, leaves little of S,
-      and little that tells the tasks apart.
+      Centred vectors hold the other tasks' directions beside their own, in 1 / tasks
+      of their length. An edge of noise keeps those as well, where they are clear of
+      the noise, and then the sum cancels: ranks have to be lower than what is signal.
 
     References:
       Choi et al., "Revisiting Weight Averaging for Model Merging", 2024,

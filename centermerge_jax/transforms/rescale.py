@@ -21,6 +21,10 @@ _CANCELLED = 1e-6
 """Share of the squares of task vectors below which those of their sum are what solvers
 leave uncertain (`linalg.TOLERANCE` of each), and no direction to go in."""
 
+_MOST = 100.0
+"""Largest factor. Less than a tenth of the length is then left of a sum; where it goes
+on to vanish, so does what is merged, and nothing is blown up on the way."""
+
 
 def rescale(
     tv: TaskVectors,
@@ -33,13 +37,13 @@ def rescale(
 
     With L_t the truncated vectors and S their sum, the factor c of all of them is
 
-        projection:  sum_t <c S, L_t> = sum_t |L_t|^2,  |c S| at most sum_t |L_t|
+        projection:  sum_t <c S, L_t> = sum_t |L_t|^2
         length:      |c S| = mean_t |theta_t - origin|
 
-    so that after it the scale 1 is right by that rule. `projection` wants the merged
-    model as far along the tasks' own directions as the experts are, on average: c is 1
-    if these are orthogonal to each other, and larger the more the sum cancels.
-    `length` wants it as far from the origin as the experts are.
+    and c at most 100, so that after it the scale 1 is right by that rule. `projection`
+    wants the merged model as far along the tasks' own directions as the experts are, on
+    average: c is 1 if these are orthogonal to each other, and larger the more the sum
+    cancels. `length` wants it as far from the origin as the experts are.
 
     Leaves that are no matrices are left as they are. Where the sum cancels altogether,
     as around the mean of two experts or at full rank, the vectors become zero: the
@@ -201,6 +205,5 @@ def _factor(squares: _Squares, match: Match) -> Float[Array, "*batch"]:
     if match == "length":
         factor = jnp.sqrt(whole).mean(0) / length
     else:
-        most = jnp.sqrt(kept).sum(0) / length
-        factor = jnp.minimum(kept.sum(0) / length**2, most)
-    return jnp.where(there, factor, 0)
+        factor = kept.sum(0) / jnp.square(length)
+    return jnp.where(there, jnp.minimum(factor, _MOST), 0)
