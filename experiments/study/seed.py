@@ -1,5 +1,6 @@
 """What is done with one seed: experts, searches, tests, curves, questions."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 
 import centermerge_jax as cm
+from centermerge_jax.analysis import analyse
+from centermerge_jax.atomic_files import write_whole
 from centermerge_jax.progress import Report
 from centermerge_jax.sweeping import best
 from experiments.study import questions
@@ -54,6 +57,7 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
         )
     for method, scales in CURVES.items():
         _curve(study, method, getattr(study, scales), own, models, notebook, progress)
+    notebook.once("analysis", lambda: _analysis(own, models, folder))
     questions.answer(seed, own, models, notebook, progress=progress)
     notebook.note("finished", value=True)
     return notebook
@@ -112,6 +116,13 @@ def _curve(
 
     notebook.once(f"tested curve of {method}", tests)
     notebook.once("average is its own centre", lambda: _identity(models.experts))
+
+
+def _analysis(own: Material, models: Trained, folder: Path) -> dict[str, Any]:
+    """The means over all matrices; everything else goes to a file."""
+    found = {"kind": "analysis", **analyse(models.experts, own.base)}
+    write_whole(folder / "analysis.json", (json.dumps(found) + "\n").encode())
+    return {key: found[key] for key in ("shares", "mean_over_matrices")}
 
 
 def _identity(experts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
