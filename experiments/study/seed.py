@@ -25,7 +25,8 @@ CURVES = {"cart": "centered_scales", "truncated_task_arithmetic": "uncentered_sc
 
 def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Notebook:
     """Does all that is not done yet for a seed."""
-    about = {"study": asdict(study), "seed": seed}
+    about = {**asdict(study), "seed": seed}
+    del about["seeds"]  # others may be added
     folder.mkdir(parents=True, exist_ok=True)
     notebook = Notebook(folder / "found.json", about)
     made: list[Material] = []

@@ -1,6 +1,7 @@
 """The study on next to nothing: every step is made, kept, and not made twice."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,8 +76,14 @@ def test_a_second_run_computes_nothing(done, monkeypatch):
 
 def test_experts_of_other_settings_are_not_taken(done, tmp_path):
     work, _ = done
-    with pytest.raises(cm.CheckpointError, match=r"difference.* from the settings"):
+    with pytest.raises(cm.CheckpointError, match="training was .* now"):
         main("vision", work=work, output=tmp_path)
+    other = tmp_path / "other" / "seed-0"
+    other.mkdir(parents=True)
+    for file in (work / "seed-0").glob("mnist.safetensors*"):
+        shutil.copy(file, other)
+    with pytest.raises(cm.CheckpointError, match=r"difference.* from the settings"):
+        main("vision", work=other.parent, output=tmp_path)
 
 
 def test_joint_training_sees_as_many_items(done):
