@@ -76,7 +76,7 @@ def test_a_second_run_computes_nothing(done, monkeypatch):
 
 def test_experts_of_other_settings_are_not_taken(done, tmp_path):
     work, _ = done
-    with pytest.raises(cm.CheckpointError, match="training was .* now"):
+    with pytest.raises(cm.CheckpointError, match=r"training was .* now"):
         main("vision", work=work, output=tmp_path)
     other = tmp_path / "other" / "seed-0"
     other.mkdir(parents=True)
