@@ -1,7 +1,7 @@
 """Recipes in YAML files: `centermerge merge recipe.yaml`.
 
 A file of our own form has the fields of `Recipe` as keys; one that was written for
-mergekit (it has a `merge_method`) goes to `mergekit_recipes`.
+mergekit (it has a `merge_method`) goes to `mergekit`.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.linalg import SOLVERS
 from centermerge_jax.matrixwise import RESTS
-from centermerge_jax.mergekit_recipes import from_mergekit, is_mergekit
+from centermerge_jax.mergekit import from_mergekit, is_mergekit
 from centermerge_jax.methods import METHODS
 from centermerge_jax.overrides import rank_gradient
 from centermerge_jax.ranks import check_rank

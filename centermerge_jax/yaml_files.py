@@ -134,15 +134,16 @@ class Problems:
             self._found.append(str(error))
 
     def check(self) -> None:
-        """Raises what has been gathered.
+        """Raises what has been gathered, the same thing once.
 
         Raises:
           ParameterError: Something has.
         """
-        if len(self._found) == 1:
-            raise ParameterError(self._found[0])
-        if self._found:
-            raise _SeveralError(self._found)
+        found = list(dict.fromkeys(self._found))
+        if len(found) == 1:
+            raise ParameterError(found[0])
+        if found:
+            raise _SeveralError(found)
 
 
 def read_yaml(path: str | Path) -> Marked:

@@ -51,10 +51,10 @@ def lerp(x, base, t):
     return (1 - t) * x[0] + t * x[1]
 
 
-def slerp(x, base, t):
+def slerp(x, base, t, parallel=0.9995):
     a, b = x
     cos = np.vdot(a, b) / (norm(a) * norm(b))
-    if abs(cos) > 0.9995:
+    if abs(cos) >= parallel:
         return lerp(x, base, t)
     w = math.acos(cos)
     return (math.sin((1 - t) * w) * a + math.sin(t * w) * b) / math.sin(w)

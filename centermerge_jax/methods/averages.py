@@ -22,9 +22,6 @@ from centermerge_jax.trees import (
     named_leaves,
 )
 
-_PARALLEL = 0.9995
-"""Cosine from which on directions count as parallel: the sines would be lost."""
-
 
 def lerp(experts: Experts, *, t: float, dtype: Any = None) -> Params:
     """The straight line between two experts.
@@ -54,7 +51,9 @@ def lerp(experts: Experts, *, t: float, dtype: Any = None) -> Params:
     return elementwise(merge, trees, dtype=dtype)
 
 
-def slerp(experts: Experts, *, t: float, dtype: Any = None) -> Params:
+def slerp(
+    experts: Experts, *, t: float, parallel: float = 0.9995, dtype: Any = None
+) -> Params:
     """The arc between two experts, leaf by leaf.
 
         theta = (sin((1 - t) w) theta_1 + sin(t w) theta_2) / sin(w)
@@ -66,16 +65,20 @@ def slerp(experts: Experts, *, t: float, dtype: Any = None) -> Params:
     Args:
       experts: Parameters of two experts.
       t: 0 is the first and 1 the second.
+      parallel: Cosine in (0, 1] from which on directions count as parallel, or as
+        opposite below its negative.
       dtype: Type of the result; the experts' by default.
 
     Raises:
       StructureError: The experts are not the same tree.
-      ParameterError: There are not two of them, or `t` is not finite.
+      ParameterError: There are not two of them, or `t` or `parallel` is out of range.
 
     References:
       Shoemake, "Animating rotation with quaternion curves", 1985, section 3.3.
     """
     trees = _two(experts, t)
+    if not 0 < parallel <= 1:
+        raise ParameterError(f"parallel is a cosine in (0, 1]; got {parallel}")
 
     def merge(leaf: str, leaves: Sequence[Any], _: Any) -> Any:
         del leaf
@@ -83,7 +86,7 @@ def slerp(experts: Experts, *, t: float, dtype: Any = None) -> Params:
         xp = a.__array_namespace__()
         x, y = unit(a), unit(b)
         cos = xp.clip((x * y).sum(), -1, 1)
-        straight = (abs(cos) > _PARALLEL) | ~(abs(a) + abs(b) > 0).any()
+        straight = (abs(cos) >= parallel) | ~(abs(a) + abs(b) > 0).any()
         straight = straight | ~(abs(a) > 0).any() | ~(abs(b) > 0).any()
         w = xp.where(straight, xp.ones_like(cos), xp.arccos(cos))
         first = xp.where(straight, 1 - t, xp.sin((1 - t) * w) / xp.sin(w))

@@ -812,20 +812,22 @@ def test_ties_of_one_weight_and_density(tmp_path):
 
 FOREIGN = {
     # methods
-    swapped("task_arithmetic", "dare_ties"): (
-        ":1: key 'merge_method': 'dare_ties' is not among mergekit's methods that are "
-        "read here (linear, task_arithmetic, ties)"
+    swapped("task_arithmetic", "breadcrumbs_ties"): (
+        ":1: key 'merge_method': 'breadcrumbs_ties' is not among mergekit's methods "
+        "that are read here (linear, slerp, nuslerp, karcher, "
     ),
     swapped("task_arithmetic", "ties"): (
         ":8: key 'weight': weight has to be one number for all models here"
     ),
     TIES.replace(
         "weight: 0.5", "weight: [0, 1]", 1
-    ): ":5: key 'weight': takes a number",
+    ): ":5: key 'weight': a weight that differs from tensor to tensor cannot be said",
     swapped("dtype: float32", "parameters: {normalize: false}", TIES): (
         ":8: key 'normalize': false: ties takes the mean"
     ),
-    TIES.replace("weight: 0.5", "weight: -1"): ":1: weight: ties needs a positive one",
+    TIES.replace(
+        "weight: 0.5", "weight: -1"
+    ): ":5: key 'weight': ties needs a positive one",
     swapped("task_arithmetic", ""): ":1: key 'merge_method': takes a text, not nothing",
     # keys
     TASKS + "slices: []": ":10: key 'slices': mergekit has this, centermerge has not",
@@ -907,7 +909,7 @@ FOREIGN = {
         ":11: key 'normalize': false: a weight average always divides by the sum"
     ),
     swapped("weight: 0.3", "weight: [0, 1]", LINEAR): (
-        ":7: key 'weight': a weight of linear that differs from tensor to tensor"
+        ":7: key 'weight': a weight that differs from tensor to tensor"
     ),
     swapped("weight: 0.5", "density: 0.5", LINEAR): None,
 }
