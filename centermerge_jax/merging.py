@@ -59,6 +59,7 @@ from centermerge_jax.trees import (
     is_merged,
     named_experts,
 )
+from centermerge_jax.twins import same_leaves
 from centermerge_jax.views import digest
 
 
@@ -112,18 +113,22 @@ def merge(
             header = "{n} input{s} changed while they were merged"
             raise HopelessError(listing(header, changed, "Merge them again."))
         notes = [stage.finished[number] for number in range(len(todo.parts))]
+        digests = _digests(notes)
         manifest = describe(
             method=todo.recipe.method,
             hyperparameters=_chosen(todo.recipe),
             inputs=_inputs(todo),
-            digests=_digests(notes),
+            digests=digests,
             hash_files=hash_files,
             started=started,
             views_digest=digest(todo.views) if todo.views else None,
             command=command,
         )
         manifest["config"] = todo.settings
-        manifest["warnings"] = list(todo.warnings)
+        manifest["warnings"] = [
+            *todo.warnings,
+            *same_leaves(todo.models, digests, todo.leaves.merged),
+        ]
         manifest["statistics"] = describe_statistics(todo.statistics)
         manifest["solves"] = [solve for note in notes for solve in note["solves"]]
         progress("publishing", 1.0)

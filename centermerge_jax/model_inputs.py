@@ -10,6 +10,7 @@ from centermerge_jax.checkpoints import (
     locate,
     open_adapter,
     open_checkpoint,
+    refuse_quantised,
     rename,
 )
 from centermerge_jax.errors import ParameterError
@@ -73,6 +74,10 @@ def open_model(
       name: What the model is called; empty if by its path.
       path: Where it lies.
       base: What adapters change.
+
+    Raises:
+      CheckpointError: It cannot be opened, or its numbers are codes and no weights.
+      ParameterError: It is an adapter without a base, or a name map is no MODEL=FILE.
     """
     place = locate(path)
     if is_adapter(place) and name == "base":
@@ -83,6 +88,7 @@ def open_model(
         opened = open_adapter(place, base)
     else:
         opened = open_checkpoint(path, subtree=recipe.path)
+        refuse_quantised(opened)
     for given in recipe.names:
         model, _, file = given.partition("=")
         if not file:

@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from centermerge_jax.checkpoints import Checkpoint, manifest_path, open_checkpoint
+from centermerge_jax.checkpoints import (
+    Checkpoint,
+    manifest_path,
+    open_checkpoint,
+    refuse_quantised,
+)
 from centermerge_jax.errors import CheckpointError, ParameterError
 from centermerge_jax.models import families
 from centermerge_jax.models.configurations.build import Config
@@ -68,7 +73,8 @@ def read_model(
       progress: Told of every leaf.
 
     Raises:
-      CheckpointError: It cannot be read, is of no known family, or does not fit it.
+      CheckpointError: It cannot be read, is quantised, is of no known family, or does
+        not fit it.
       ParameterError: There is no such family.
     """
     try:
@@ -77,6 +83,7 @@ def read_model(
         if "pickled objects" in str(error):
             raise CheckpointError(f"{error}. {_MODULES}") from error
         raise
+    refuse_quantised(checkpoint)
     where = str(path)
     settings = network_settings(checkpoint)
     names = dict(checkpoint.leaves)

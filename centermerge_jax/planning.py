@@ -28,6 +28,7 @@ from centermerge_jax.settings import hyperparameters as shared
 from centermerge_jax.shared_settings import shared_settings
 from centermerge_jax.statistics import Statistics
 from centermerge_jax.trees import align, compute_dtype, is_merged
+from centermerge_jax.twins import same_files
 from centermerge_jax.views import MatrixView, Row, Table, resolve, rows
 
 MEMORY = "4GiB"
@@ -162,7 +163,7 @@ def plan(recipe: Recipe) -> Plan:
         memory=memory,
         needs=needs,
         peak_bytes=peak,
-        warnings=tuple(_warnings(recipe, method, experts)),
+        warnings=(*_warnings(recipe, method, experts), *same_files(models)),
         statistics=statistics,
         settings=shared_settings(experts, keeper),
     )

@@ -7,6 +7,7 @@ Reading never unpickles and never needs the model's code; writing is all or noth
   and `read` for one leaf at a time.
 * `non_finite` lists the leaves that hold NaN or infinity; `constant_buffers` those of
   them that several models share and that are meant to (masks).
+* `refuse_quantised` refuses a model whose numbers are codes.
 * `refuse_existing`, `refuse_inside`, `choose_format` and `save` write a model and its
   manifest under a name that did not exist before; `prepare`, `staged` and `finish` do
   it part by part, and can go on after an interruption.
@@ -36,6 +37,7 @@ from centermerge_jax.checkpoints.output import (
     refuse_inside,
     save,
 )
+from centermerge_jax.checkpoints.quantised import quantisation, refuse_quantised
 from centermerge_jax.checkpoints.staging import (
     HopelessError,
     Stage,
@@ -64,8 +66,10 @@ __all__ = [
     "open_adapter",
     "open_checkpoint",
     "prepare",
+    "quantisation",
     "refuse_existing",
     "refuse_inside",
+    "refuse_quantised",
     "rename",
     "save",
     "sha256",

@@ -61,6 +61,7 @@ class Merge(Arguments):
                 command=["centermerge", *sys.argv[1:]],
                 progress=report,
             )
+        _warn(manifest["warnings"][len(todo.warnings) :])
         if self.json:
             print(json.dumps(manifest, indent=2))
         elif not self.quiet:
@@ -158,6 +159,7 @@ class Inspect:
             constant_buffers,
             non_finite,
             open_checkpoint,
+            quantisation,
         )
         from centermerge_jax.errors import CheckpointError, listing
 
@@ -200,6 +202,8 @@ class Inspect:
                 f"{checkpoint.format}: {len(leaves)} leaves, {size_text(total)}"
                 + ("" if problems or masks else f", {state}")
             )
+        if (how := quantisation(checkpoint)) is not None:
+            _warn([f"quantised ({how}): it cannot be merged"])
         if masks:
             warn([f"-inf in {', '.join(masks)}, which merges carry as it is"])
         if problems:
