@@ -53,8 +53,11 @@ parity: venv mergekit ## compare with peers' code (10 GB); WRITE=1 makes goldens
 	  third_party/.venv-$$peer/bin/python $(PARITY)/merging_outputs.py \
 	    --peer $$peer $(if $(WRITE),--write) || exit 1; \
 	done
+	third_party/.venv-mergekit/bin/python $(PARITY)/recipe_outputs.py \
+	  $(if $(WRITE),--write)
 	$(BIN)/python $(PARITY)/roundtrip.py --peer $(OPENCLIP)
-	$(BIN)/python -m pytest tests/parity/test_goldens.py tests/parity/test_merging_goldens.py
+	$(BIN)/python -m pytest tests/parity/test_goldens.py \
+	  tests/parity/test_merging_goldens.py tests/parity/test_mergekit_recipes.py
 
 test: venv ## run all tests
 	$(BIN)/python -m pytest --numprocesses 2

@@ -20,7 +20,7 @@ _KEYS = (
     "tokenizer",
     "tokenizer_source",
 )
-_METHODS: Mapping[str, Callable[[Told], dict[str, Any]]] = {
+METHODS: Mapping[str, Callable[[Told], dict[str, Any]]] = {
     read.__name__: read
     for read in (
         averages.linear,
@@ -38,6 +38,7 @@ _METHODS: Mapping[str, Callable[[Told], dict[str, Any]]] = {
         task_vectors.sce,
     )
 }
+"""What reads the parameters of a method, by its name there."""
 
 
 def is_mergekit(document: Marked) -> bool:
@@ -58,10 +59,10 @@ def from_mergekit(document: Marked) -> tuple[Recipe, list[str]]:
       ParameterError: Listing what cannot be said here, each with its line.
     """
     method = document.entries()["merge_method"]
-    if method.text() not in _METHODS:
+    if method.text() not in METHODS:
         raise method.wrong(
             f"{method.text()!r} is not among mergekit's methods that are read here "
-            f"({', '.join(_METHODS)}); others take a recipe of centermerge's own form"
+            f"({', '.join(METHODS)}); others take a recipe of centermerge's own form"
         )
     entries = given(document)
     problems = Problems()
@@ -76,7 +77,7 @@ def from_mergekit(document: Marked) -> tuple[Recipe, list[str]]:
     with problems.gathered():
         told = Told.by(document, notes)
         with told.problems.gathered():
-            fields |= _METHODS[method.text()](told)
+            fields |= METHODS[method.text()](told)
         told.problems.check()
     for read in (_dtype, _tokenizer):
         with problems.gathered():

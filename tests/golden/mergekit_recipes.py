@@ -6,7 +6,10 @@ A Llama of two layers, a base and what was fine-tuned from it, in plain NumPy.
 from golden import weights
 
 WIDTH, HIDDEN, VOCABULARY, LAYERS = 16, 24, 20, 2
-MOVED = {"cars": 0.01, "dtd": 0.02, "mnist": 0.04, "near": 0.0003}
+MOVED = {"cars": 0.01, "dtd": 0.02, "mnist": 0.04, "near": 0.0003} | {
+    "short": 1e-4,
+    "brief": 1e-4,
+}
 """Typical size of each expert's task vector; what typical weights have is 0.03."""
 SHARED = 0.8
 """How far experts move together, as a share of how far each moves on its own."""
@@ -67,6 +70,8 @@ RECIPES = {
     "  - {model: base, parameters: {weight: 1}}\n"
     "  - {model: near, parameters: {weight: 1}}\n",
     "karcher": _NO_BASE + "merge_method: karcher\n",
+    "karcher_to_the_end": _NO_BASE
+    + "merge_method: karcher\nparameters: {max_iter: 100, tol: 0.0000001}\n",
     "multislerp": _THREE.replace("base_model: base\n", "")
     + "merge_method: multislerp\n",
     "model_stock": _ALIKE + "merge_method: model_stock\n",
@@ -85,6 +90,14 @@ RECIPES = {
 }
 """Without random numbers."""
 
+EXPLAINED = {
+    "slerp_zeros": "models: [{model: zeros}]\nbase_model: cars\ndtype: float32\n"
+    "merge_method: slerp\nparameters: {t: 0.3}\n",
+    "model_stock_short": "base_model: base\nmodels: [{model: short}, {model: brief}]\n"
+    "dtype: float32\nmerge_method: model_stock\n",
+}
+"""Where results differ as notes say."""
+
 RANDOM = {
     "dare_linear": _THREE
     + "merge_method: dare_linear\nparameters: {density: 0.6, lambda: 1.5}\n",
@@ -98,6 +111,9 @@ RANDOM = {
     "merge_method: della\nparameters: {density: 0.6, epsilon: 0.3, weight: 1}\n",
 }
 """With random masks."""
+
+
+ALL = RECIPES | EXPLAINED | RANDOM
 
 
 def shapes():
@@ -120,6 +136,12 @@ def shapes():
 
 def models():
     """The base and the experts, by name."""
+    found = _tuned()
+    zeros = {"model.norm.weight": found["cars"]["model.norm.weight"] * 0}
+    return found | {"zeros": found["cars"] | zeros}
+
+
+def _tuned():
     base = {name: weights.leaf(name, shape) for name, shape in shapes().items()}
     return {"base": base} | {
         task: {

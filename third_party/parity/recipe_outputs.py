@@ -40,7 +40,7 @@ def main() -> None:
             contextlib.redirect_stderr(nowhere),
         ):
             write_models()
-            for name, text in given.RECIPES.items():
+            for name, text in (given.RECIPES | given.EXPLAINED).items():
                 arrays[name] = merged(text, seed=0)
             for name, text in given.RANDOM.items():
                 draws = np.stack([merged(text, seed=i) for i in range(given.SEEDS)])
@@ -50,7 +50,7 @@ def main() -> None:
         goldens.keep(
             "mergekit_recipes",
             arrays,
-            {"recipes": given.RECIPES | given.RANDOM},
+            {"recipes": given.ALL},
             packages=("mergekit", "torch", "numpy"),
             write=chosen.write,
         )
