@@ -61,7 +61,7 @@ class Merge(Arguments):
                 command=["centermerge", *sys.argv[1:]],
                 progress=report,
             )
-        _warn(manifest["warnings"][len(todo.warnings) :])
+        warn(manifest["warnings"][len(todo.warnings) :])
         if self.json:
             print(json.dumps(manifest, indent=2))
         elif not self.quiet:
@@ -203,7 +203,7 @@ class Inspect:
                 + ("" if problems or masks else f", {state}")
             )
         if (how := quantisation(checkpoint)) is not None:
-            _warn([f"quantised ({how}): it cannot be merged"])
+            warn([f"quantised ({how}): it cannot be merged"])
         if masks:
             warn([f"-inf in {', '.join(masks)}, which merges carry as it is"])
         if problems:
