@@ -7,6 +7,7 @@ import pytest
 import zoo
 from numpy_methods import REFERENCES, wide
 
+import centermerge_jax as cm
 from centermerge_jax import views
 from centermerge_jax.methods import METHODS
 from centermerge_jax.random_numbers import uniforms
@@ -203,3 +204,17 @@ def test_cart_with_a_rank_for_each_task(solver):
         np.testing.assert_allclose(found[name], wanted, rtol=0, atol=2e-5)
     with pytest.raises(Exception, match="ranks are given for a; the tasks are a, b, c"):
         cart(experts, rank={"a": 2}, scale=1.0)
+
+
+def test_how_near_directions_may_be_on_an_arc():
+    angle = 0.02  # its cosine is 0.9998
+    arc = np.float64([0, angle / 2, angle])
+    a, middle, b = (np.float32([np.cos(x), np.sin(x)]) for x in arc)
+    merge = functools.partial(METHODS["slerp"].function, [{"w": a}, {"w": b}], t=0.5)
+    np.testing.assert_allclose(merge(parallel=1.0)["w"], middle, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(merge()["w"], (a + b) / 2, rtol=0, atol=1e-7)
+    same = METHODS["slerp"].function([{"w": a}, {"w": a}], t=0.3, parallel=1.0)
+    np.testing.assert_allclose(same["w"], a, rtol=0, atol=1e-7)
+    for parallel in (0.0, 1.1, float("nan")):
+        with pytest.raises(cm.ParameterError, match="parallel is a cosine"):
+            merge(parallel=parallel)
