@@ -230,6 +230,7 @@ def from_files(
     for old in (output, Path(f"{output}.manifest.json")):
         old.unlink(missing_ok=True)
     command = [sys.executable, "-m", "centermerge_jax", "merge", "--quiet"]
+    command += ["--memory", "8GiB"]  # some see whole trees
     command += [str(models.path(each)) for each in models.experts]
     command += ["--method", name, "--output", str(output)]
     if method.needs_base:
@@ -296,9 +297,7 @@ def measure(
         "tried": tried,
         "seconds": seconds,
         "peak_bytes": peak,
-        "outcomes": {
-            task: right.astype(int).tolist() for task, right in tested.items()
-        },
+        "outcomes": packed(tested),
     }
 
 
