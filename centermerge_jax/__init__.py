@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from centermerge_jax import analysis as analysis
     from centermerge_jax import methods as methods
+    from centermerge_jax import plots as plots
     from centermerge_jax import stream as stream
     from centermerge_jax import transforms as transforms
     from centermerge_jax import views as views
@@ -107,7 +108,7 @@ _HOMES = {
     "weight_average": "methods",
     "write_statistics": "statistics",
 }
-_MODULES = ("analysis", "methods", "stream", "transforms", "views")
+_MODULES = ("analysis", "methods", "plots", "stream", "transforms", "views")
 
 __all__ = [
     "METHODS",
@@ -134,6 +135,7 @@ __all__ = [
     "merged_prefix_grams",
     "methods",
     "orthonormalize",
+    "plots",
     "polar",
     "project",
     "read_statistics",

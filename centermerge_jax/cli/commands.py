@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from centermerge_jax.cli.analyse_command import Analyse
 from centermerge_jax.cli.model_commands import Convert, Evaluate, Heads
 from centermerge_jax.cli.recipe_flags import Arguments, read_recipe, warn
+from centermerge_jax.cli.report_command import Report
 from centermerge_jax.cli.statistics_command import Statistics
 from centermerge_jax.cli.sweep_command import Sweep
 from centermerge_jax.progress import progress, size_text
@@ -243,6 +244,7 @@ Command = (
     | Statistics
     | Heads
     | Convert
+    | Report
     | Demo
 )
 COMMANDS = {
@@ -256,6 +258,7 @@ COMMANDS = {
     "statistics": Statistics,
     "heads": Heads,
     "convert": Convert,
+    "report": Report,
     "demo": Demo,
 }
 

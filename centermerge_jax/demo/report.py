@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from centermerge_jax import plots
 from centermerge_jax.demo.search import Trial, best, best_at_rank
 from centermerge_jax.demo.settings import Settings
 from centermerge_jax.evaluate import (
@@ -19,7 +20,6 @@ from centermerge_jax.evaluate import (
     normalised,
     wilson,
 )
-from centermerge_jax.plots import rank_curve
 
 _NAMES = {
     "pretrained": "pretrained",
@@ -87,13 +87,13 @@ def write(found: Mapping[str, Any], folder: Path) -> None:
         name: methods[name]["validation"]
         for name in ("weight_average", "task_arithmetic")
     }
-    rank_curve(
+    figure = plots.rank_curve(
         found["curve_ranks"],
         {_CURVES[name]: curve for name, curve in found["curves"].items()},
         lines={_NAMES[name]: value for name, value in validation.items()},
-        path=folder / "rank-curve.png",
         title="validation accuracy, best scale at each rank",
     )
+    plots.save(figure, folder / "rank-curve.png")
     (folder / "results.md").write_text(markdown(found), encoding="utf-8")
     text = json.dumps(found, indent=2) + "\n"
     (folder / "results.json").write_text(text, encoding="utf-8")
