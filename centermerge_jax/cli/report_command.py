@@ -52,4 +52,5 @@ class Report:
             )
         if not self.quiet:
             shown = " and ".join(map(str, written))
-            print(f"wrote {shown}: {len(results)} results")
+            count = len(results)
+            print(f"wrote {shown}: {count} result{'s' * (count != 1)}")

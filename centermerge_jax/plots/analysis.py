@@ -12,16 +12,16 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from centermerge_jax.plots.ranks import heat_map
-from centermerge_jax.plots.style import BLUE, ORANGE, STYLE, new_figure
+from centermerge_jax.plots.style import BLUE, ORANGE, STYLE, new_figure, plain
 
 ORIGINS = {"mean": "centred", "base": "not centred"}
 """What the origins of task vectors are called in figures."""
 
 PANELS = {
-    "interference_top": "I(k), over the top k",
-    "interference_whole": "I(k), over the whole spectrum",
+    "interference_top": "I(k), top k",
+    "interference_whole": "I(k), whole spectrum",
     "interference_none": "I(k), not normalised",
-    "reconstruction": "R(k), share of the energy lost",
+    "reconstruction": "R(k), share lost",
 }
 """What is shown of each origin against rank, and how it is called."""
 
@@ -31,12 +31,12 @@ _LAYERS = colors.LinearSegmentedColormap.from_list(
     "layers", ["#2f6fd0", "#8b8794", "#d97706"]
 )
 _KINDS = 8  # panels of spectra: more are left out
-_TICKS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
+_TICKS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
 
 
 def mean_curve(
     analysis: Mapping[str, Any], origin: str, name: str
-) -> list[float | None] | None:
+) -> list[int | float | None] | None:
     """A measure of one origin at every share of rank, as the mean over matrices.
 
     Of the reconstruction error it is the share of the task vectors' energy.
@@ -121,8 +121,8 @@ def trade_off(analysis: Mapping[str, Any]) -> Figure:
                     fontsize=7.5,
                     color=colour,
                 )
-    axes.set_xlabel("interference I(k), over the whole spectrum")
-    axes.set_ylabel("R(k), share of the energy lost")
+    axes.set_xlabel("interference I(k), normalised over the whole spectrum")
+    axes.set_ylabel("R(k), share of the squared norm lost")
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
@@ -223,7 +223,7 @@ def task_map(
       quantity: "alignment" of the subspaces of the top singular vectors, in [0, 1]; or
         "cosine" between whole task vectors, in [-1, 1].
     """
-    tasks = analysis["tasks"]
+    tasks, names = analysis["tasks"], [plain(x, most=16) for x in analysis["tasks"]]
     means = analysis["mean_over_matrices"]
     origins = [name for name in ORIGINS if quantity in means.get(name, {})]
     side = min(0.9 + 0.3 * len(tasks), 5.0)
@@ -237,8 +237,8 @@ def task_map(
         cells = heat_map(
             axes,
             np.array(means[origin][quantity], float),
-            columns=tasks,
-            rows=tasks,
+            columns=names,
+            rows=names,
             form="{:.2f}",
             limits=(lowest, 1),
             colours=colours,
@@ -256,7 +256,7 @@ def task_map(
     return figure
 
 
-def _share_axis(axes: Axes, shares: Sequence[float]) -> None:
+def _share_axis(axes: Axes, shares: Sequence[int | float]) -> None:
     """Shares of rank, each twice the one before as far apart as any other."""
     ticks = [share for share in _TICKS if min(shares) <= share <= max(shares)]
     axes.set_xscale("log")
@@ -267,4 +267,4 @@ def _share_axis(axes: Axes, shares: Sequence[float]) -> None:
 def _short(kind: str) -> str:
     """The end of a name, which says what a matrix is for."""
     kind = re.sub(r"[/.](kernel|weight)\b", "", kind)
-    return kind if len(kind) <= 32 else "..." + kind[-29:]
+    return plain(kind if len(kind) <= 32 else f"…{kind[-31:]}", most=32)

@@ -18,6 +18,7 @@ from centermerge_jax.plots.style import (
     PURPLE,
     STYLE,
     new_figure,
+    plain,
 )
 
 REFERENCES = ("pretrained", "experts", "joint")
@@ -54,7 +55,9 @@ def label(name: str, row: Mapping[str, Any]) -> str:
     return row.get("label") or name.replace("_", " ")
 
 
-def task_interval(row: Mapping[str, Any], task: str) -> tuple[float, float] | None:
+def task_interval(
+    row: Mapping[str, Any], task: str
+) -> tuple[int | float, int | float] | None:
     """The 95 % interval of a method's accuracy on a task.
 
     Returns:
@@ -112,12 +115,12 @@ def accuracy_bars(
             100 * accuracy,
             thick * 0.88,
             color=_BAR_COLOURS[i % len(_BAR_COLOURS)],
-            label=label(name, rows[name]),
+            label=plain(label(name, rows[name])),
         )
         for task, place in zip(tasks, places, strict=True):
             if (ends := task_interval(rows[name], task)) is not None:
                 axes.plot([100 * end for end in ends], [place] * 2, color=INK, lw=1)
-    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_yticks(range(len(tasks)), [plain(task) for task in tasks])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlim(0, 100)
@@ -128,7 +131,7 @@ def accuracy_bars(
 
 def gaps(
     comparison: Mapping[str, Any], name: str, reference: str
-) -> tuple[float, float] | None:
+) -> tuple[int | float, int | float] | None:
     """How far a method is above a reference, and the half-width of its interval.
 
     Args:
@@ -181,7 +184,8 @@ def gap_bars(comparison: Mapping[str, Any]) -> Figure:
         title = "joint training" if reference == "joint" else "individual experts"
         axes.set_title(f"against {title}")
         axes.grid(visible=False, axis="y")
-    panels[0].set_yticks(places, [label(name, row) for name, row in rows.items()])
+    names = [plain(label(name, row)) for name, row in rows.items()]
+    panels[0].set_yticks(places, names)
     panels[0].invert_yaxis()
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     figure.supxlabel("difference of mean accuracy (points)", fontsize=9)

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 
 from centermerge_jax.plots.comparison import GROUPS, label, merges
 from centermerge_jax.plots.labels import place_labels
-from centermerge_jax.plots.style import INK, MUTED, STYLE, new_figure
+from centermerge_jax.plots.style import INK, MUTED, STYLE, new_figure, plain
 
 _LINES = {"experts": "-", "joint": "--", "pretrained": ":"}
 
 
-def merge_seconds(row: Mapping[str, Any]) -> float | None:
+def merge_seconds(row: Mapping[str, Any]) -> int | float | None:
     """How long one merge takes, as the mean over seeds; None if it was not measured."""
     found = [run.get("merge_seconds") for run in row.get("runs", ())]
     known = [seconds for seconds in found if seconds]
@@ -67,8 +67,8 @@ def cost_against_accuracy(comparison: Mapping[str, Any]) -> Figure:
         place_labels(
             axes,
             [(seconds, 100 * row["mean"]) for row, seconds in rows.values()],
-            [label(name, row) for name, (row, _) in rows.items()],
-            bold=[label(name, rows[name][0]) for name in rows if name == "cart"],
+            [plain(label(name, row)) for name, (row, _) in rows.items()],
+            bold=[plain(label(name, rows[name][0])) for name in rows if name == "cart"],
             obstacles=bars,
         )
     return figure
@@ -84,6 +84,6 @@ def _legend(axes: Any, comparison: Mapping[str, Any], groups: set[Any]) -> None:
             )
     for name, style in _LINES.items():
         if name in comparison["methods"]:
-            text = label(name, comparison["methods"][name])
+            text = plain(label(name, comparison["methods"][name]))
             handles += axes.plot([], [], color=MUTED, linestyle=style, label=text)
     axes.get_figure().legend(handles=handles, loc="outside upper left", ncols=4)

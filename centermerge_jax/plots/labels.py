@@ -41,7 +41,7 @@ Box = Float[np.ndarray, "4"]
 
 def place_labels(
     axes: Axes,
-    points: Sequence[tuple[float, float]],
+    points: Sequence[Sequence[int | float]],
     names: Sequence[str],
     *,
     bold: Sequence[str] = (),
@@ -83,7 +83,7 @@ def place_labels(
         weight = "bold" if names[i] in bold else "normal"
         text = axes.annotate(
             names[i],
-            points[i],
+            (points[i][0], points[i][1]),
             xytext=(0, 0),
             textcoords="offset points",
             ha="center",

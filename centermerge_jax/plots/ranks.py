@@ -9,7 +9,15 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from centermerge_jax.plots.style import BLUE, GREEN, MUTED, ORANGE, STYLE, new_figure
+from centermerge_jax.plots.style import (
+    BLUE,
+    GREEN,
+    MUTED,
+    ORANGE,
+    STYLE,
+    new_figure,
+    plain,
+)
 
 CENTRED = {"cart": "centred (CART)", "truncated_task_arithmetic": "not centred"}
 """The two methods whose rank curves are compared, and what they are called there."""
@@ -21,10 +29,10 @@ _MOST_NUMBERS = 12  # in a row of a map: more do not fit
 
 @rc_context(STYLE)
 def rank_curve(
-    shares: Sequence[float],
-    curves: Mapping[str, Sequence[float | None]],
+    shares: Sequence[int | float],
+    curves: Mapping[str, Sequence[int | float | None]],
     *,
-    lines: Mapping[str, float],
+    lines: Mapping[str, int | float],
     title: str = "",
 ) -> Figure:
     """Accuracy against the share of rank kept, one curve a method.
@@ -42,13 +50,15 @@ def rank_curve(
     ):
         points = [(i, 100 * x) for i, x in enumerate(accuracies) if x is not None]
         places, percent = np.array(points).reshape(-1, 2).T
-        axes.plot(places, percent, line, color=colour, label=name)
+        axes.plot(places, percent, line, color=colour, label=plain(name))
     for (name, accuracy), style in zip(lines.items(), _STYLES, strict=False):
-        axes.axhline(100 * accuracy, color=MUTED, linestyle=style, label=name, lw=1.2)
+        axes.axhline(
+            100 * accuracy, color=MUTED, linestyle=style, label=plain(name), lw=1.2
+        )
     axes.set_xticks(range(len(shares)), [f"{100 * share:g}" for share in shares])
     axes.set_xlabel("rank kept of each matrix (% of full rank)")
     axes.set_ylabel("mean accuracy (%)")
-    axes.set_title(title)
+    axes.set_title(plain(title, most=80))
     axes.legend()
     return figure
 
@@ -143,7 +153,7 @@ def scale_rank_map(curve: Mapping[str, Any], *, title: str = "") -> Figure:
     axes.add_patch(_frame(int(row), int(column)))
     axes.set_xlabel("rank kept of each matrix (% of full rank)")
     axes.set_ylabel("scale")
-    axes.set_title(title)
+    axes.set_title(plain(title, most=80))
     return figure
 
 
@@ -154,7 +164,7 @@ def heat_map(
     columns: Sequence[str],
     rows: Sequence[str],
     form: str,
-    limits: tuple[float | None, float | None] = (None, None),
+    limits: tuple[int | float | None, int | float | None] = (None, None),
     colours: str = "cividis",
 ) -> Any:
     """Draws cells with their numbers in them; cells without a value stay empty.
@@ -192,7 +202,7 @@ def heat_map(
     return cells
 
 
-def _best(accuracies: Sequence[float | None]) -> float | None:
+def _best(accuracies: Sequence[int | float | None]) -> int | float | None:
     return max((x for x in accuracies if x is not None), default=None)
 
 

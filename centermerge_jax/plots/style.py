@@ -19,14 +19,14 @@ PALETTE = {
     "muted": ("#656d76", "#9198a1"),
     "grid": ("#d8dee4", "#30363d"),
     "paper": ("#fffffe", "#0d1117"),
-    "blue": ("#0072b2", "#5cb0ee"),
-    "orange": ("#d55e00", "#f5934a"),
-    "green": ("#00855f", "#3fc197"),
-    "purple": ("#a8508a", "#dc93c5"),
-    "amber": ("#9a6b00", "#e0b341"),
+    "blue": ("#1a6fdb", "#8cc0fa"),
+    "orange": ("#e8590c", "#dd5b43"),
+    "green": ("#0ca06a", "#55e09c"),
+    "purple": ("#7d1f7a", "#c95be3"),
+    "amber": ("#5e4a12", "#e3bc33"),
 }
-"""By name: on a light ground and on a dark one. After Okabe and Ito, "Color universal
-design", 2008, shifted until each has a contrast of at least 3.5 on its ground."""
+"""By name: on a light ground and on a dark one. They differ in lightness as well as in
+hue, so that no kind of colour blindness makes two of them alike; a test measures it."""
 
 INK, MUTED, GRID, PAPER, BLUE, ORANGE, GREEN, PURPLE, AMBER = (
     light for light, _ in PALETTE.values()
@@ -68,13 +68,25 @@ WIDTH = 5.3
 unreadable."""
 
 
-def new_figure(height: float, *, width: float = WIDTH) -> Figure:
+def new_figure(height: int | float, *, width: int | float = WIDTH) -> Figure:
     """An empty figure, its size in inches, which lays its parts out by itself."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def plain(text: str, *, most: int = 28) -> str:
+    r"""A name as it is written into a figure: one line, not too long, no formula.
+
+    Example:
+      >>> plain("cars"), plain("a$b$"), plain("a long name", most=6)
+      ('cars', 'a\\$b\\$', 'a lon…')
+    """
+    text = " ".join(text.split())
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return text.replace("$", r"\$")
+
+
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes a figure; the same figure gives the same bytes.
+    """Writes a figure; made and written anew, it has the same bytes.
 
     Args:
       figure: From any function here.

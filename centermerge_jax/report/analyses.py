@@ -76,8 +76,7 @@ def section(analysis: Mapping[str, Any], slug: str) -> Section:
             + (", or minus the pretrained model (not centred)" if both else "")
             + ". Each of its matrices is a sum of singular directions, ordered by how "
             "much they change; keeping the first k of them is what rank k means. "
-            "Nothing on this page but accuracies needs data: all of this section is "
-            "computed from weights."
+            "All of this section is computed from weights; it takes no data."
         )
     ]
     if plots.panels_shown(analysis):
@@ -177,7 +176,7 @@ def _maps(analysis: Mapping[str, Any], slug: str) -> list[Block]:
 
 def _at(
     analysis: Mapping[str, Any], name: str
-) -> tuple[float, dict[str, float]] | None:
+) -> tuple[int | float, dict[str, int | float]] | None:
     """A measure at the share nearest to 8 %, by origin."""
     shares = analysis["shares"]
     i = min(range(len(shares)), key=lambda j: abs(shares[j] - 0.08))

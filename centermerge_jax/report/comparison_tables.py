@@ -171,23 +171,23 @@ def _gap(comparison: Mapping[str, Any], name: str, reference: str) -> Cell:
 
 def _mean(
     runs: Sequence[Mapping[str, Any]], key: str, measure: Callable[[Any], float] = float
-) -> float | None:
+) -> int | float | None:
     known = [measure(run[key]) for run in runs if run.get(key)]
     return fmean(known) if known else None
 
 
-def _half(half: float | None) -> str:
+def _half(half: int | float | None) -> str:
     return "" if half is None else f"± {percent(half)}"
 
 
-def _share(value: float | None) -> Cell:
+def _share(value: int | float | None) -> Cell:
     return Cell("", order=-_LAST) if value is None else Cell(percent(value), "", value)
 
 
-def _time(value: float | None) -> Cell:
+def _time(value: int | float | None) -> Cell:
     return Cell("", order=_LAST) if value is None else Cell(seconds(value), "", value)
 
 
-def _size(value: float | None) -> Cell:
+def _size(value: int | float | None) -> Cell:
     shown = "" if value is None else size_text(int(value))
     return Cell(shown, order=_LAST if value is None else value)

@@ -19,7 +19,7 @@ class Cell:
 
     text: str
     note: str = ""
-    order: float | None = None
+    order: int | float | None = None
     best: bool = False
 
 

@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def percent(share: float, digits: int = 1) -> str:
+def percent(share: int | float, digits: int = 1) -> str:
     """A share in percent, without the sign.
 
     Example:
-      >>> percent(0.8795), percent(0.04, 0)
-      ('88.0', '4')
+      >>> percent(0.879), percent(0.04, 0)
+      ('87.9', '4')
     """
     return f"{100 * share:.{digits}f}"
 
 
-def with_interval(share: float, half: float | None) -> str:
+def with_interval(share: int | float, half: int | float | None) -> str:
     """A share in percent and the half-width of its interval.
 
     Example:
@@ -25,7 +25,7 @@ def with_interval(share: float, half: float | None) -> str:
     return f"{percent(share)}{f' ± {percent(half)}' if half else ''} %"
 
 
-def distance(gap: float, half: float | None) -> str:
+def distance(gap: int | float, half: int | float | None) -> str:
     """How far above or below something is, in points.
 
     Example:
@@ -37,7 +37,7 @@ def distance(gap: float, half: float | None) -> str:
     return f"{shown}{f' ± {half:.1f}' if half else ''} points {side}"
 
 
-def signed(points: float) -> str:
+def signed(points: int | float) -> str:
     """Points with their sign.
 
     Example:
@@ -48,7 +48,7 @@ def signed(points: float) -> str:
     return "0.0" if float(shown) == 0 else shown.replace("-", "−")  # noqa: RUF001
 
 
-def seconds(value: float) -> str:
+def seconds(value: int | float) -> str:
     """A time, with as many digits as matter.
 
     Example:

@@ -267,6 +267,7 @@ MEANINGS = {
     "merge": "0.08 is 8 % of min(m, n), 1.0 is everything",
     "plan": "0.08 is 8 % of min(m, n), 1.0 is everything",
     "inspect": "Do not read the tensors to see whether they are finite",
+    "report": "one self-contained file if it ends in .html",
     "demo": "What an earlier demo left there is replaced",
 }
 

@@ -6,7 +6,6 @@ import pytest
 import centermerge_jax as cm
 from centermerge_jax import evaluate
 from centermerge_jax.metrics import Answers
-from centermerge_jax.plots import rank_curve
 
 
 def outcomes(seed, shares, count=400):
@@ -173,16 +172,3 @@ def test_one_batch_size_and_every_item_once():
     right = evaluate.classified_rightly(predict, x, labels, batch=10)
     assert seen == [(10, 4)] * 3
     assert np.flatnonzero(~right).tolist() == [3, 22]
-
-
-def test_rank_curve_is_a_picture(tmp_path):
-    from PIL import Image
-
-    path = tmp_path / "curve.png"
-    curves = {"centred": [0.5, 0.9, 0.5], "not centred": [0.3, 0.4, 0.5]}
-    lines = {"average": 0.5}
-    rank_curve([0.0, 0.08, 1.0], curves, lines=lines, path=path, title="t")
-    with Image.open(path) as picture:
-        assert picture.size == (1120, 672)
-        colours = {c for _, c in picture.convert("RGB").getcolors(1 << 20)}
-    assert {(0x1F, 0x5F, 0xA8), (0xC8, 0x50, 0x1E)} <= colours
