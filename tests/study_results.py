@@ -1,6 +1,7 @@
 """Small results of the three kinds, as commands write them; numbers of a real demo."""
 
 import copy
+import functools
 
 TASKS = ["mnist", "fashion", "xray", "br35h"]
 ITEMS = {"mnist": 1000, "fashion": 1000, "xray": 633, "br35h": 1000}
@@ -40,6 +41,17 @@ def mean(values):
     return sum(values) / len(values)
 
 
+def afresh(make):
+    """What is made shares nothing with what was made before."""
+
+    @functools.wraps(make)
+    def made():
+        return copy.deepcopy(make())
+
+    return made
+
+
+@afresh
 def comparison():
     methods = {}
     for name, (accuracies, group, seconds) in ROWS.items():
@@ -52,7 +64,7 @@ def comparison():
                 "validation": 0.788 if name == "weight_average" else None,
                 "points": [{"setting": setting, "validation": 0.88} for _ in range(6)],
                 "accuracy": accuracy,
-                "items": dict(ITEMS),
+                "items": ITEMS,
                 "mean": mean(accuracies),
                 "merge_seconds": seconds and seconds * (1 + 0.2 * seed),
                 "search_seconds": seconds and 9.6 * seconds,
@@ -78,18 +90,16 @@ def comparison():
         "title": "Vision: four image tasks",
         "command": "python -m experiments.study vision",
         "date": DATE,
-        "versions": dict(VERSIONS),
-        "tasks": list(TASKS),
+        "versions": VERSIONS,
+        "tasks": TASKS,
         "seeds": [0, 1],
         "methods": methods,
         "curves": {
-            "cart": copy.deepcopy(
-                {"shares": SHARES, "scales": SCALES, "accuracy": CART}
-            ),
+            "cart": {"shares": SHARES, "scales": SCALES, "accuracy": CART},
             "truncated_task_arithmetic": {
                 "shares": SHARES,
                 "scales": [0.3, 0.5, 0.8],
-                "accuracy": copy.deepcopy(NOT_CENTRED),
+                "accuracy": NOT_CENTRED,
             },
         },
         "claims": [
@@ -115,6 +125,7 @@ def comparison():
     }
 
 
+@afresh
 def analysis():
     shares = [0.02, 0.08, 0.32, 1.0]
     centred = [
@@ -155,14 +166,14 @@ def analysis():
                 "shape": shape,
                 "layer": layer,
                 "mean": measured,
-                "base": copy.deepcopy(measured),
+                "base": measured,
             }
     return {
         "kind": "analysis",
         "command": ["centermerge", "analyse", "a folder/mnist", "-o", "analysis"],
         "date": DATE,
-        "versions": dict(VERSIONS),
-        "tasks": list(TASKS),
+        "versions": VERSIONS,
+        "tasks": TASKS,
         "shares": shares,
         "alignment_share": 0.08,
         "origins": ["mean", "base"],
@@ -172,6 +183,7 @@ def analysis():
     }
 
 
+@afresh
 def sweep():
     points = [
         {
@@ -191,14 +203,14 @@ def sweep():
         "method": "cart",
         "command": ["centermerge", "sweep", "mnist", "-o", "sweep"],
         "date": DATE,
-        "versions": dict(VERSIONS),
-        "tasks": list(TASKS),
+        "versions": VERSIONS,
+        "tasks": TASKS,
         "metric": "accuracy",
         "points": points,
         "chosen": {key: best[key] for key in ("setting", "validation")},
         "test": {
             "accuracy": accuracy,
-            "items": dict(ITEMS),
+            "items": ITEMS,
             "mean": mean(list(accuracy.values())),
             "mean_half_width": 0.0104,
         },

@@ -80,7 +80,7 @@ def plain(text: str, *, most: int = 28) -> str:
       >>> plain("cars"), plain("a$b$"), plain("a long name", most=6)
       ('cars', 'a\\$b\\$', 'a lon…')
     """
-    text = " ".join(text.split())
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return text.replace("$", r"\$")
 

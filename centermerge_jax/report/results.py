@@ -89,6 +89,7 @@ def _read(path: Path) -> tuple[Any, str]:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     try:
         content = json.loads(raw, parse_constant=_refuse)
+        json.dumps(content, ensure_ascii=False).encode()  # no half of a letter
     except (ValueError, RecursionError) as error:
         shown = str(error) or type(error).__name__
         raise CheckpointError(f"{path} is no JSON: {shown}") from error

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -49,25 +50,12 @@ def write_report(
     """
     output = Path(output)
     folder = check_output(output, figures)
-    made = page(results)
-    pictures = made.pictures()
-    if output.suffix.lower() in HTML:
-        text = html(made)
-    else:
-        assert folder is not None  # Markdown always has one
-        place = os.path.relpath(folder, output.parent).replace(os.sep, "/")
-        text = markdown(made, lambda name: quote(f"{place}/{name}.png"))
-    if folder is None:
-        write_whole(output, text.encode())
-        return [output]
-    endings = ("png", "svg") if figures is not None else ("png",)
-    _write_figures(pictures, folder, endings, progress)
-    try:
-        write_whole(output, text.encode())
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return [output, folder]
+    with warnings.catch_warnings():
+        # Letters that matplotlib's font lacks; pages have them as text.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        return _write(
+            results, output, folder, drawings=figures is not None, progress=progress
+        )
 
 
 def check_output(output: str | Path, figures: str | Path | None) -> Path | None:
@@ -90,6 +78,35 @@ def check_output(output: str | Path, figures: str | Path | None) -> Path | None:
     folder = Path(figures or output.with_name(f"{output.stem}-figures"))
     refuse_existing(folder)
     return folder
+
+
+def _write(
+    results: Sequence[Result],
+    output: Path,
+    folder: Path | None,
+    *,
+    drawings: bool,
+    progress: Report,
+) -> list[Path]:
+    made = page(results)
+    pictures = made.pictures()
+    if output.suffix.lower() in HTML:
+        text = html(made)
+    else:
+        assert folder is not None  # Markdown always has one
+        place = os.path.relpath(folder, output.parent).replace(os.sep, "/")
+        text = markdown(made, lambda name: quote(f"{place}/{name}.png"))
+    if folder is None:
+        write_whole(output, text.encode())
+        return [output]
+    endings = ("png", "svg") if drawings else ("png",)
+    _write_figures(pictures, folder, endings, progress)
+    try:
+        write_whole(output, text.encode())
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return [output, folder]
 
 
 def _write_figures(

@@ -133,6 +133,7 @@ BROKEN = {
     '{"kind": NaN}': "no JSON: NaN is not of JSON",
     "[" * 100_000: "no JSON: ",
     "\xff\xfe": "no JSON: ",
+    '{"kind": "\\ud800"}': "no JSON: 'utf-8' codec can't encode",
 }
 
 
