@@ -105,7 +105,8 @@ def accuracy_bars(
     tasks, rows = comparison["tasks"], comparison["methods"]
     shown = list(methods) if methods is not None else bars_shown(comparison)
     thick = 0.8 / max(len(shown), 1)
-    figure = new_figure(0.9 + len(tasks) * (0.13 * len(shown) + 0.12))
+    inches = 0.13 if len(tasks) <= 10 else 0.09  # of a bar
+    figure = new_figure(0.9 + len(tasks) * (inches * len(shown) + 0.12))
     axes = figure.subplots()
     for i, name in enumerate(shown):
         accuracy = np.array([rows[name]["accuracy"][task] for task in tasks])
@@ -121,7 +122,7 @@ def accuracy_bars(
             if (ends := task_interval(rows[name], task)) is not None:
                 axes.plot([100 * end for end in ends], [place] * 2, color=INK, lw=1)
     axes.set_yticks(range(len(tasks)), [plain(task) for task in tasks])
-    axes.invert_yaxis()
+    axes.set_ylim(len(tasks) - 0.45, -0.55)
     axes.grid(visible=False, axis="y")
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy on test examples (%)")

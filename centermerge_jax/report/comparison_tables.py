@@ -24,17 +24,18 @@ def accuracy_table(comparison: Mapping[str, Any]) -> Table:
     """Methods by tasks, the best merge of each column in bold."""
     tasks, names = comparison["tasks"], _ordered(comparison)
     rows = [comparison["methods"][name] for name in names]
-    columns = [_task_column(rows, task) for task in tasks]
+    head, columns = ["method", "mean"], []
     columns.append(
         [
             Cell(percent(row["mean"]), _half(row.get("mean_half_width")), row["mean"])
             for row in rows
         ]
     )
-    head = ["method", *tasks, "mean"]
     if any(row.get("normalised") is not None for row in rows):
         head.append("of experts")
         columns.append([_share(row.get("normalised")) for row in rows])
+    head += tasks
+    columns += [_task_column(rows, task) for task in tasks]
     return _table(
         "Accuracy on test examples in percent, with the half-width of the 95 % "
         "interval after ±. “of experts” is the mean over tasks of the accuracy as a "

@@ -47,7 +47,7 @@ def test_the_core_needs_jax_and_numpy_only():
 
 
 def test_help_answers_without_jax():
-    assert loaded(HELP, ("jax", "orbax", "flax", "safetensors")) == "[]"
+    assert loaded(HELP, ("jax", "orbax", "flax", "safetensors", "matplotlib")) == "[]"
 
 
 def test_importing_costs_nothing():
