@@ -217,7 +217,7 @@ HOSTILE = '<script>alert("1")</script>&amp;\'"$\\frac$_'
 def hostile(value):
     """The same object with every text in it replaced, but for what it is found by."""
     if isinstance(value, dict):
-        fixed = ("kind", "verdict", "origins", "figure", "group")
+        fixed = ("kind", "verdict", "origins", "figure")
         return {
             (f"{HOSTILE}{key}" if key in TASKS or key.startswith("blocks") else key): (
                 item if key in fixed else hostile(item)
