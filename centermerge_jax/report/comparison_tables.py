@@ -24,7 +24,7 @@ def accuracy_table(comparison: Mapping[str, Any]) -> Table:
     """Methods by tasks, the best merge of each column in bold."""
     tasks, names = comparison["tasks"], _ordered(comparison)
     rows = [comparison["methods"][name] for name in names]
-    head, columns = ["method", "mean"], []
+    head, columns, of_experts = ["method", "mean"], [], ""
     columns.append(
         [
             Cell(percent(row["mean"]), _half(row.get("mean_half_width")), row["mean"])
@@ -34,13 +34,16 @@ def accuracy_table(comparison: Mapping[str, Any]) -> Table:
     if any(row.get("normalised") is not None for row in rows):
         head.append("of experts")
         columns.append([_share(row.get("normalised")) for row in rows])
+        of_experts = (
+            " “of experts” is the mean over tasks of the accuracy as a share of that of "
+            "each task's own expert."
+        )
     head += tasks
     columns += [_task_column(rows, task) for task in tasks]
     return _table(
         "Accuracy on test examples in percent, with the half-width of the 95 % "
-        "interval after ±. “of experts” is the mean over tasks of the accuracy as a "
-        "share of that of each task's own expert. In bold: the best merge of the "
-        "column. References, which merge nothing, come first.",
+        f"interval after ±.{of_experts} In bold: the best merge of the column. "
+        "References, which merge nothing, come first.",
         head,
         comparison,
         [_marked_best(comparison, names, column) for column in columns],
