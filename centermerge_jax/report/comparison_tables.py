@@ -35,8 +35,8 @@ def accuracy_table(comparison: Mapping[str, Any]) -> Table:
         head.append("of experts")
         columns.append([_share(row.get("normalised")) for row in rows])
         of_experts = (
-            " “of experts” is the mean over tasks of the accuracy as a share of that of "
-            "each task's own expert."
+            " “of experts” is the mean over tasks of the accuracy as a share of that "
+            "of each task's own expert."
         )
     head += tasks
     columns += [_task_column(rows, task) for task in tasks]
