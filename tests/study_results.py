@@ -83,8 +83,8 @@ def comparison():
         }
     for row in methods.values():
         for reference in ("experts", "joint"):
-            gap = 100 * (row["mean"] - methods[reference]["mean"])
-            row |= {f"over_{reference}": gap, f"over_{reference}_half_width": 1.25}
+            gap = row["mean"] - methods[reference]["mean"]
+            row |= {f"over_{reference}": gap, f"over_{reference}_half_width": 0.0125}
     return {
         "kind": "comparison",
         "title": "Vision: four image tasks",

@@ -153,7 +153,7 @@ def gaps(
     if reference not in rows:
         return None
     gap = 100 * (rows[name]["mean"] - rows[reference]["mean"])
-    return gap, rows[name].get(f"over_{reference}_half_width") or 0.0
+    return gap, 100 * (rows[name].get(f"over_{reference}_half_width") or 0.0)
 
 
 @rc_context(STYLE)

@@ -122,6 +122,7 @@ _COMMON = fields(
 )
 
 _SETTING = table(schema.anything)
+_SLACK = 1e-3  # of a gap, which may have been rounded
 
 
 def _check_comparison(content: Mapping[str, Any]) -> None:
@@ -190,17 +191,17 @@ def _check_curve(value: Any, place: str) -> None:
 
 
 def _check_gaps(methods: Mapping[str, Any]) -> None:
-    """Gaps are in points: a share in their place would be read as almost nothing."""
+    """Gaps are shares, as accuracies are: points in their place would be wide bars."""
     for name, row in methods.items():
         for reference in ("experts", "joint"):
             given = row.get(f"over_{reference}")
             if given is None or reference not in methods:
                 continue
-            points = 100 * (row["mean"] - methods[reference]["mean"])
-            if abs(given - points) > 1:
+            gap = row["mean"] - methods[reference]["mean"]
+            if abs(given - gap) > _SLACK:
                 raise DataError(
                     f"methods.{name}.over_{reference} is {given:g}, but the means "
-                    f"differ by {points:.2f} points, which is 100 times the accuracies"
+                    f"differ by {gap:.4f}"
                 )
 
 

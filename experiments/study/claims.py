@@ -93,7 +93,7 @@ def _bell(found: Mapping[str, Any]) -> Claim:
         f"(best), {_percent(tested[-1])} at full rank; the average has "
         f"{_percent(average)}",
         "shown" if inside else "mixed",
-        "rank curve",
+        "rank-curve",
     )
 
 
@@ -157,7 +157,7 @@ def _centring(found: Mapping[str, Any]) -> Claim:
         f"CART against the same without centring: {_points(value, half)}; against the "
         f"average {_points(*_over(rows['cart'], 'weight_average'))}",
         _verdict(value, half),
-        "rank curve",
+        "rank-curve",
     )
 
 
@@ -190,7 +190,7 @@ def _place(found: Mapping[str, Any]) -> Claim:
         "CART is better than all other static merging methods.",
         f"place {place} of {len(order)}: {best}; CART {_percent(rows['cart'])}",
         "shown" if first == "cart" else "not shown",
-        "methods",
+        "accuracy",
     )
 
 
@@ -244,7 +244,7 @@ def _eight(found: Mapping[str, Any]) -> Claim:
         f"test accuracy at 8 % minus the best of the curve: {_points(value, half)} "
         "(the best is chosen on the same items, so this is at most 0)",
         "shown" if value > -0.01 else "not shown",
-        "rank curve",
+        "rank-curve",
     )
 
 

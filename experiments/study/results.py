@@ -113,7 +113,7 @@ def _runs(notebook: Notebook) -> dict[str, dict[str, Any]]:
             "setting": tested["setting"],
             "validation": max((row["validation"] for row in rows), default=None),
             "points": rows,
-            "merge_seconds": sum(row[2] for row in points),
+            "merge_seconds": tested["merge_seconds"],
             "search_seconds": sum(row[2] + row[3] for row in points),
         }
     return found
@@ -137,9 +137,8 @@ def _run(
         "normalised": float(
             np.mean([x / own[task].mean() for task, x in accuracy.items()])
         ),
-        "merge_seconds": 0.0,
-        "search_seconds": 0.0,
-        "peak_bytes": None,
+        "merge_seconds": None,
+        "search_seconds": None,
     }
 
 
@@ -159,10 +158,10 @@ def _summary(
     for name, measure in measures.items():
         value, half = over_seeds([measure(i) for i in range(len(runs))])
         found[name], found[f"{name}_half_width"] = value, half
-    found["accuracy"] = {
-        task: float(np.mean([run["accuracy"][task] for run in runs]))
-        for task in runs[0]["accuracy"]
-    }
+    found["accuracy"], found["accuracy_half_width"] = {}, {}
+    for task in runs[0]["accuracy"]:
+        value, half = over_seeds([run["accuracy"][task] for run in runs])
+        found["accuracy"][task], found["accuracy_half_width"][task] = value, half
     return found
 
 

@@ -1,8 +1,10 @@
 """Every method under one budget: chosen on validation items, tested once."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from centermerge_jax.evaluate import Outcomes, mean_accuracy
@@ -92,12 +94,19 @@ def searched(
 
 def tested(
     method: str, setting: Mapping[str, Any], material: Material, trained: Trained
-) -> dict[str, str]:
-    """Outcomes on test items, a 1 for each that is right."""
+) -> dict[str, Any]:
+    """A merge by itself, with its seconds, and its outcomes on test items."""
     known = METHODS[method]
     base = (material.base,) if known.needs_base else ()
-    merged = known.function(trained.experts, *base, **setting)
-    return packed(material.outcomes(merged, "test", tuple(trained.experts)))
+    start = time.perf_counter()
+    merged = jax.block_until_ready(known.function(trained.experts, *base, **setting))
+    seconds = time.perf_counter() - start
+    outcomes = material.outcomes(merged, "test", tuple(trained.experts))
+    return {
+        "setting": dict(setting),
+        "merge_seconds": seconds,
+        "outcomes": packed(outcomes),
+    }
 
 
 def chosen(points: Sequence[Point]) -> dict[str, Any]:

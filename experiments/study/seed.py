@@ -51,10 +51,7 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
         setting = chosen(points)
         notebook.once(
             f"test of {method}",
-            lambda m=method, s=setting: {
-                "setting": s,
-                "outcomes": tested(m, s, own, models),
-            },
+            lambda m=method, s=setting: tested(m, s, own, models),
         )
     for method, scales in CURVES.items():
         _curve(study, method, getattr(study, scales), own, models, notebook, progress)
@@ -111,8 +108,7 @@ def _curve(
         rows = []
         for share in study.shares:
             top = best([p for p in points if p.setting["rank"] == share])
-            outcomes = tested(method, top.setting, own, models)
-            rows.append({"setting": dict(top.setting), "outcomes": outcomes})
+            rows.append(tested(method, top.setting, own, models))
         return rows
 
     notebook.once(f"tested curve of {method}", tests)
