@@ -22,7 +22,7 @@ from centermerge_jax.errors import ParameterError
 from centermerge_jax.models import dinov2, vit
 from centermerge_jax.models.vit import Params
 
-_BATCH = 250
+_BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,17 @@ from centermerge_jax.progress import Report
 from experiments.study.experts import Trained
 from experiments.study.material import Material
 from experiments.study.notebook import Notebook
-from experiments.study.search import packed, searched
+from experiments.study.search import chosen, packed, searched, tested
 
 SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 SCALES = (1.0, 2.0, 3.0, 4.0)
-ENERGIES = (0.3, 0.5, 0.7, 0.9)
+ENERGIES = (0.2, 0.3, 0.5, 0.7, 0.8, 0.9)
+WAYS = {
+    "split": {"views": "auto"},
+    "fused": {"views": "fused"},
+    "energy": {"views": "auto", "rank": 1.0},
+}
+"""What CART is told beside its grid; each way has as many points, and one test."""
 
 
 def answer(
@@ -39,28 +45,23 @@ def answer(
             grid={"rank": SHARES, "scale": SCALES},
             progress=progress,
         )
-    for name in ("auto", "fused"):
-        searched(
-            f"cart with views {name}",
+    for way, told in WAYS.items():
+        fixed = {**told, "views": cm.views.load(told["views"])}
+        which = {"energy": ENERGIES} if way == "energy" else {"rank": SHARES}
+        points = searched(
+            f"cart {way}",
             "cart",
             own,
             models,
             notebook,
-            grid={"rank": SHARES, "scale": SCALES},
+            grid={**which, "scale": SCALES},
             progress=progress,
-            views=cm.views.load(name),
+            **fixed,
         )
-    for energy in ENERGIES:
-        searched(
-            f"cart with energy {energy}",
-            "cart",
-            own,
-            models,
-            notebook,
-            grid={"scale": SCALES},
-            progress=progress,
-            rank=1.0,
-            energy=energy,
+        setting = chosen(points)
+        notebook.once(
+            f"test of cart {way}",
+            lambda s=setting, f=fixed: tested("cart", s, own, models, **f),
         )
     notebook.once("rest", lambda: _rest(own, models, notebook))
 

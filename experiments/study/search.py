@@ -93,13 +93,18 @@ def searched(
 
 
 def tested(
-    method: str, setting: Mapping[str, Any], material: Material, trained: Trained
+    method: str,
+    setting: Mapping[str, Any],
+    material: Material,
+    trained: Trained,
+    **fixed: Any,
 ) -> dict[str, Any]:
     """A merge by itself, with its seconds, and its outcomes on test items."""
     known = METHODS[method]
     base = (material.base,) if known.needs_base else ()
     start = time.perf_counter()
-    merged = jax.block_until_ready(known.function(trained.experts, *base, **setting))
+    merged = known.function(trained.experts, *base, **setting, **fixed)
+    jax.block_until_ready(merged)
     seconds = time.perf_counter() - start
     outcomes = material.outcomes(merged, "test", tuple(trained.experts))
     return {

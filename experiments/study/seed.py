@@ -12,7 +12,7 @@ import centermerge_jax as cm
 from centermerge_jax.analysis import analyse
 from centermerge_jax.atomic_files import write_whole
 from centermerge_jax.progress import Report
-from centermerge_jax.sweeping import best
+from centermerge_jax.sweeping import Point
 from experiments.study import questions
 from experiments.study.experts import Trained, trained
 from experiments.study.material import Material, material
@@ -21,6 +21,7 @@ from experiments.study.search import GRIDS, chosen, packed, searched, tested
 from experiments.study.settings import Study
 
 CURVES = {"cart": "centered_scales", "truncated_task_arithmetic": "uncentered_scales"}
+"""Of which methods accuracy is mapped over rank and scale; the first is tested."""
 
 
 def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Notebook:
@@ -54,7 +55,17 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
             lambda m=method, s=setting: tested(m, s, own, models),
         )
     for method, scales in CURVES.items():
-        _curve(study, method, getattr(study, scales), own, models, notebook, progress)
+        searched(
+            f"curve of {method}",
+            method,
+            own,
+            models,
+            notebook,
+            grid={"rank": study.shares, "scale": getattr(study, scales)},
+            progress=progress,
+        )
+    notebook.once("tested curve", lambda: _tested_curve(study, own, models, notebook))
+    notebook.once("average is its own centre", lambda: _identity(models.experts))
     notebook.once("analysis", lambda: _analysis(own, models, folder))
     questions.answer(seed, own, models, notebook, progress=progress)
     notebook.note("finished", value=True)
@@ -83,36 +94,16 @@ def _both(own: Material, leaves: Mapping[str, Any]) -> dict[str, dict[str, str]]
     return {kind: packed(own.outcomes(leaves, kind)) for kind in ("validation", "test")}
 
 
-def _curve(
-    study: Study,
-    method: str,
-    scales: tuple[float, ...],
-    own: Material,
-    models: Trained,
-    notebook: Notebook,
-    progress: Report,
-) -> None:
-    """Validation accuracy at every rank and scale, and at rank 0; the best tested."""
-    points = searched(
-        f"curve of {method}",
-        method,
-        own,
-        models,
-        notebook,
-        grid={"rank": study.shares, "scale": scales},
-        progress=progress,
-    )
-
-    def tests() -> list[dict[str, Any]]:
-        """Of the best scale at each rank: a curve that no choice has flattered."""
-        rows = []
-        for share in study.shares:
-            top = best([p for p in points if p.setting["rank"] == share])
-            rows.append(tested(method, top.setting, own, models))
-        return rows
-
-    notebook.once(f"tested curve of {method}", tests)
-    notebook.once("average is its own centre", lambda: _identity(models.experts))
+def _tested_curve(
+    study: Study, own: Material, models: Trained, notebook: Notebook
+) -> list[dict[str, Any]]:
+    """CART at each rank with the scale that is best on validation items."""
+    points = [Point(*row) for row in notebook.known("points of curve of cart")]
+    settings = [
+        chosen([p for p in points if p.setting["rank"] == share])
+        for share in study.shares
+    ]
+    return [tested("cart", setting, own, models) for setting in settings]
 
 
 def _analysis(own: Material, models: Trained, folder: Path) -> dict[str, Any]:
