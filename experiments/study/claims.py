@@ -1,15 +1,16 @@
 """The paper's claims one by one, with the numbers of a study and a verdict."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from experiments.study.intervals import Run, difference
 from experiments.study.notebook import Notebook
 from experiments.study.questions import best_share
-from experiments.study.results import over_seeds
-from experiments.study.search import mean
+from experiments.study.results import right_answers
+from experiments.study.search import unpacked
 
 Claim = Mapping[str, Any]
 
@@ -27,14 +28,15 @@ def claims(
       notebooks: Of all seeds.
     """
     books = list(notebooks.values())
+    right = right_answers(books)
     told = [
         _own_centre(books),
         _bell(found),
         *_interference([book.known("analysis") for book in books]),
-        _centring(found),
+        _centring(found, right),
         _gap(found, "joint"),
         _gap(found, "experts"),
-        _place(found),
+        _place(found, right),
         *_data_free(found),
         _growth(books),
         _eight(books),
@@ -49,19 +51,18 @@ def _claim(text: str, numbers: str, verdict: str, figure: str | None = None) -> 
     return {"claim": text, "numbers": numbers, "verdict": verdict, "figure": figure}
 
 
-def _points(value: float, half: float | None) -> str:
+def _points(value: float, half: float) -> str:
     """A difference of accuracies, in points."""
-    spread = "" if half is None else f" ± {100 * half:.1f}"
-    return f"{100 * value:+.1f}{spread} points"
+    return f"{100 * value:+.1f} ± {100 * half:.1f} points"
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _verdict(value: float, half: float | None) -> str:
+def _verdict(value: float, half: float) -> str:
     """Of a difference that is claimed to be positive."""
-    if half is None or abs(value) <= half:
+    if abs(value) <= half:
         return "mixed"
     return "shown" if value > 0 else "not shown"
 
@@ -144,24 +145,20 @@ def _interference(analyses: Sequence[Mapping[str, Any]]) -> list[Claim]:
 _WHOLE = "interference_whole"
 
 
-def _centring(found: Mapping[str, Any]) -> Claim:
-    """Seed by seed, both searched with as many points."""
-    rows = found["methods"]
-    runs = zip(
-        rows["cart"]["runs"], rows["truncated_task_arithmetic"]["runs"], strict=True
-    )
-    value, half = over_seeds([a["mean"] - b["mean"] for a, b in runs])
+def _centring(found: Mapping[str, Any], right: Mapping[str, Sequence[Run]]) -> Claim:
+    """Both searched with as many points."""
+    value, half = difference(right["cart"], right["truncated_task_arithmetic"])
     return _claim(
         "Centring matters: truncating vectors around the mean is better than "
         "truncating them around the pretrained weights.",
         f"CART against the same without centring: {_points(value, half)}; against the "
-        f"average {_points(*_over(rows['cart'], 'weight_average'))}",
+        f"average {_points(*_over(found['methods']['cart'], 'weight_average'))}",
         _verdict(value, half),
         "rank-curve",
     )
 
 
-def _over(row: Mapping[str, Any], other: str) -> tuple[float, float | None]:
+def _over(row: Mapping[str, Any], other: str) -> tuple[float, float]:
     return row[f"over_{other}"], row[f"over_{other}_half_width"]
 
 
@@ -176,20 +173,22 @@ def _gap(found: Mapping[str, Any], other: str) -> Claim:
     )
 
 
-def _place(found: Mapping[str, Any]) -> Claim:
+def _place(found: Mapping[str, Any], right: Mapping[str, Sequence[Run]]) -> Claim:
     rows = {
         name: row["mean"]
         for name, row in found["methods"].items()
         if row["group"] != "reference"
     }
     order = sorted(rows, key=lambda name: -rows[name])
-    place, first = 1 + order.index("cart"), order[0]
+    other = next(name for name in order if name != "cart")
+    value, half = difference(right["cart"], right[other])
     labels = {name: found["methods"][name]["label"] for name in rows}
     best = ", ".join(f"{labels[n]} {_percent(rows[n])}" for n in order[:4])
     return _claim(
         "CART is better than all other static merging methods.",
-        f"place {place} of {len(order)}: {best}; CART {_percent(rows['cart'])}",
-        "shown" if first == "cart" else "not shown",
+        f"place {1 + order.index('cart')} of {len(order)}: {best}; CART "
+        f"{_percent(rows['cart'])}; CART minus {labels[other]}: {_points(value, half)}",
+        _verdict(value, half),
         "accuracy",
     )
 
@@ -201,8 +200,8 @@ def _data_free(found: Mapping[str, Any]) -> list[Claim]:
     value, half = _over(row, "cart")
     return [
         _claim(
-            "A rank and scale chosen without data are as good as searched ones (the "
-            "paper has no rule).",
+            "A rank and scale chosen without data are within a point of searched ones "
+            "(the paper has no rule).",
             f"without data minus searched: {_points(value, half)}",
             _verdict(value + 0.01, half),
         )
@@ -236,16 +235,17 @@ def _growth(books: Sequence[Notebook]) -> Claim | None:
 
 def _eight(books: Sequence[Notebook]) -> Claim:
     """The best rank is chosen on validation items, so that 8 % can also be better."""
-    differences, ranks = [], []
+    eight, best, ranks = [], [], []
     for book in books:
-        best, _ = best_share(book.known("points of curve of cart"))
+        share, _ = best_share(book.known("points of curve of cart"))
         tested = {
-            row["setting"]["rank"]: mean(row["outcomes"])
+            row["setting"]["rank"]: unpacked(row["outcomes"])
             for row in book.known("tested curve")
         }
-        differences.append(tested[_EIGHT] - tested[best])
-        ranks.append(f"{100 * best:g} %")
-    value, half = over_seeds(differences)
+        eight.append(tested[_EIGHT])
+        best.append(tested[share])
+        ranks.append(f"{100 * share:g} %")
+    value, half = difference(eight, best)
     return _claim(
         "Eight percent of full rank is a good rule: within a point of the rank that "
         "validation chooses.",
@@ -256,19 +256,13 @@ def _eight(books: Sequence[Notebook]) -> Claim:
     )
 
 
-def _difference(
-    books: Sequence[Notebook], first: str, second: str
-) -> tuple[float, float | None]:
-    """Of two ways that CART was searched with as many points, on test items."""
-    tests = [
-        [mean(book.known(f"test of cart {way}")["outcomes"]) for book in books]
-        for way in (first, second)
-    ]
-    return over_seeds(np.subtract(*tests).tolist())
+def _tests(books: Sequence[Notebook], name: str) -> list[Run]:
+    return [unpacked(book.known(f"test of {name}")["outcomes"]) for book in books]
 
 
 def _fused(books: Sequence[Notebook]) -> Claim:
-    value, half = _difference(books, "fused", "split")
+    split = _tests(books, "cart split")
+    value, half = difference(_tests(books, "cart fused"), split)
     return _claim(
         "Queries, keys and values as one matrix (the published code) are better than "
         "as three.",
@@ -278,7 +272,8 @@ def _fused(books: Sequence[Notebook]) -> Claim:
 
 
 def _energy(books: Sequence[Notebook]) -> Claim:
-    value, half = _difference(books, "energy", "split")
+    split = _tests(books, "cart split")
+    value, half = difference(_tests(books, "cart energy"), split)
     return _claim(
         "A rank for each matrix (by a share of its energy) is better than one share "
         "of rank for all.",
@@ -288,18 +283,22 @@ def _energy(books: Sequence[Notebook]) -> Claim:
 
 
 def _rest(books: Sequence[Notebook]) -> Claim:
-    told = {
-        way: [mean(book.known("rest")["ways"][way]["test"]) for book in books]
+    mean, base, added = (
+        [unpacked(book.known("rest")["ways"][way]["test"]) for book in books]
         for way in ("mean", "base", "sum")
-    }
-    rows = {
-        way: over_seeds(np.subtract(values, told["mean"]).tolist())
-        for way, values in told.items()
-        if way != "mean"
-    }
-    return _claim(
-        "What should biases and norms do? CART takes their mean.",
-        f"left pretrained: {_points(*rows['base'])}; with all task vectors added: "
-        f"{_points(*rows['sum'])} against their mean",
-        "mixed" if any(h is None or abs(v) <= h for v, h in rows.values()) else "shown",
     )
+    rows = [difference(mean, other) for other in (base, added)]
+    return _claim(
+        "Biases and norms are best averaged, as CART does.",
+        f"their mean against leaving them pretrained: {_points(*rows[0])}; against "
+        f"adding all their task vectors: {_points(*rows[1])}",
+        _all(_verdict(*row) for row in rows),
+    )
+
+
+def _all(verdicts: Iterable[str]) -> str:
+    """Of a claim that needs all of several things."""
+    found = set(verdicts)
+    if found == {"shown"}:
+        return "shown"
+    return "not shown" if "not shown" in found else "mixed"

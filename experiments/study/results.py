@@ -1,12 +1,13 @@
 """From the notebooks of all seeds to the files that reports are made of."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from centermerge_jax.evaluate import normalised
 from centermerge_jax.evaluation_files import now, versions
+from experiments.study.intervals import Run, difference, interval
 from experiments.study.notebook import Notebook
 from experiments.study.search import GRIDS, mean, unpacked
 from experiments.study.settings import Study
@@ -36,28 +37,9 @@ LABELS = {
 """What a method is called in tables, and of which family it is."""
 
 
-def over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the half-width of its 95 % interval over seeds (Student's t).
-
-    Example:
-      >>> over_seeds([1.0, 2.0, 3.0])
-      (2.0, 2.484...)
-    """
-    count = len(values)
-    if count < 2:
-        return float(np.mean(values)), None
-    quantile = stats.t.ppf(0.975, count - 1)
-    half = quantile * np.std(values, ddof=1) / np.sqrt(count)
-    return float(np.mean(values)), float(half)
-
-
 def comparison(study: Study, notebooks: Mapping[int, Notebook]) -> dict[str, Any]:
     """Methods x tasks x seeds, as a file of the kind "comparison"."""
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for seed, notebook in notebooks.items():
-        for name, run in _runs(notebook).items():
-            runs.setdefault(name, []).append({"seed": seed, **run})
-    whole = {name: some for name, some in runs.items() if len(some) == len(notebooks)}
+    right = right_answers(notebooks.values())
     return {
         "kind": "comparison",
         "title": _TITLES[study.kind],
@@ -70,10 +52,15 @@ def comparison(study: Study, notebooks: Mapping[int, Notebook]) -> dict[str, Any
             name: {
                 "label": LABELS[name][0],
                 "group": LABELS[name][1],
-                "runs": some,
-                **_summary(some, whole),
+                "runs": [
+                    {"seed": seed, **_run(book, name, one, experts)}
+                    for (seed, book), one, experts in zip(
+                        notebooks.items(), runs, right["experts"], strict=True
+                    )
+                ],
+                **_summary(runs, right),
             }
-            for name, some in whole.items()
+            for name, runs in right.items()
         },
         "curves": _curves(study, notebooks),
         "claims": [],
@@ -86,81 +73,65 @@ _TITLES = {
 }
 
 
-def _runs(notebook: Notebook) -> dict[str, dict[str, Any]]:
-    """A run of every method, and of what is not merged."""
-    references = notebook.known("references")
-    experts = references["experts"]["test"]
-    found = {
-        name: _run(one["test"], experts, validation=mean(one["validation"]))
-        for name, one in references.items()
-    }
-    for name in GRIDS:
-        tested = notebook.known(f"test of {name}")
-        if tested is None:
-            continue
-        points = notebook.known(f"points of {name}", [])
-        rows = [
-            {
-                "setting": setting,
-                "validation": float(np.mean(list(scores.values()))),
-                "per_task": scores,
-                "seconds": merging + evaluating,
-            }
-            for setting, scores, merging, evaluating in points
-        ]
-        found[name] = {
-            **_run(tested["outcomes"], experts),
-            "setting": tested["setting"],
-            "validation": max((row["validation"] for row in rows), default=None),
-            "points": rows,
-            "merge_seconds": tested["merge_seconds"],
-            "search_seconds": sum(row[2] + row[3] for row in points),
-        }
-    return found
+def right_answers(notebooks: Iterable[Notebook]) -> dict[str, list[Run]]:
+    """What is right on test items, of every method that all seeds have tested."""
+    found: dict[str, list[Run]] = {}
+    books = list(notebooks)
+    for notebook in books:
+        references = notebook.known("references")
+        tests = {name: one["test"] for name, one in references.items()}
+        for name in GRIDS:
+            if tested := notebook.known(f"test of {name}"):
+                tests[name] = tested["outcomes"]
+        for name, test in tests.items():
+            found.setdefault(name, []).append(unpacked(test))
+    return {name: runs for name, runs in found.items() if len(runs) == len(books)}
 
 
-def _run(
-    outcomes: Mapping[str, str],
-    experts: Mapping[str, str],
-    *,
-    validation: float | None = None,
-) -> dict[str, Any]:
-    right, own = unpacked(outcomes), unpacked(experts)
+def _run(notebook: Notebook, name: str, right: Run, experts: Run) -> dict[str, Any]:
+    """What one seed has found of a method, or of what is not merged."""
     accuracy = {task: float(x.mean()) for task, x in right.items()}
-    return {
+    run = {
         "setting": {},
-        "validation": validation,
-        "points": [],
+        "validation": None,
         "accuracy": accuracy,
         "items": {task: len(x) for task, x in right.items()},
         "mean": float(np.mean(list(accuracy.values()))),
-        "normalised": float(
-            np.mean([x / own[task].mean() for task, x in accuracy.items()])
-        ),
-        "merge_seconds": None,
-        "search_seconds": None,
+        "normalised": normalised(right, experts),
+    }
+    reference = notebook.known("references").get(name)
+    if reference is not None:
+        return run | {"validation": mean(reference["validation"])}
+    points = notebook.known(f"points of {name}")
+    rows = [
+        {
+            "setting": setting,
+            "validation": float(np.mean(list(scores.values()))),
+            "per_task": scores,
+            "seconds": merging + evaluating,
+        }
+        for setting, scores, merging, evaluating in points
+    ]
+    tested = notebook.known(f"test of {name}")
+    return run | {
+        "setting": tested["setting"],
+        "validation": max(row["validation"] for row in rows),
+        "points": rows,
+        "merge_seconds": tested["merge_seconds"],
+        "search_seconds": sum(row["seconds"] for row in rows),
     }
 
 
-def _summary(
-    runs: Sequence[Mapping[str, Any]], every: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, Any]:
-    """Means over seeds with their intervals, and differences seed by seed."""
+def _summary(runs: Sequence[Run], every: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+    """Means over seeds, and differences on the same items, with intervals."""
     found: dict[str, Any] = {}
-    measures: dict[str, Callable[[int], float]] = {
-        "mean": lambda i: runs[i]["mean"],
-        "normalised": lambda i: runs[i]["normalised"],
-    }
+    found["mean"], found["mean_half_width"] = interval(runs)
     for other in ("experts", "joint", "cart", "weight_average"):
-        measures[f"over_{other}"] = lambda i, other=other: (
-            runs[i]["mean"] - every[other][i]["mean"]
-        )
-    for name, measure in measures.items():
-        value, half = over_seeds([measure(i) for i in range(len(runs))])
-        found[name], found[f"{name}_half_width"] = value, half
+        value, half = difference(runs, every[other])
+        found[f"over_{other}"], found[f"over_{other}_half_width"] = value, half
     found["accuracy"], found["accuracy_half_width"] = {}, {}
-    for task in runs[0]["accuracy"]:
-        value, half = over_seeds([run["accuracy"][task] for run in runs])
+    for task in runs[0]:
+        value, half = interval([{task: run[task]} for run in runs])
         found["accuracy"][task], found["accuracy_half_width"][task] = value, half
     return found
 

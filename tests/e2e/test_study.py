@@ -11,7 +11,7 @@ import pytest
 
 import centermerge_jax as cm
 from centermerge_jax.checkpoints import open_checkpoint
-from experiments.study import results
+from experiments.study import intervals
 from experiments.study.__main__ import main
 from experiments.study.notebook import Notebook
 from experiments.study.search import BUDGET, GRIDS
@@ -119,9 +119,27 @@ def test_a_notebook_keeps_what_it_knows(tmp_path):
         Notebook(path, {"seed": 1})
 
 
-def test_intervals_over_seeds():
-    # Student's t: 4.3027 at two degrees of freedom.
-    mean, half = results.over_seeds([0.5, 0.6, 0.7])
-    assert mean == pytest.approx(0.6)
-    assert half == pytest.approx(4.3027 * 0.1 / np.sqrt(3), rel=1e-4)
-    assert results.over_seeds([0.5]) == (0.5, None)
+def test_intervals_have_a_part_of_items_and_a_part_of_seeds():
+    rng = np.random.default_rng(0)
+    items, seeds, draws = 200, 3, 4000
+    # Items differ in how hard they are, seeds in how good they are.
+    hard = rng.normal(0, 0.2, (draws, 1, items))
+    good = rng.normal(0, 0.02, (draws, seeds, 1))
+    right = rng.random((draws, seeds, items)) < 0.7 + hard + good
+    expected = np.mean(rng.random(10**6) < 0.7 + rng.normal(0, 0.2, 10**6))
+    inside = []
+    for one in right:
+        value, half = intervals.interval([{"a": run} for run in one])
+        assert value == pytest.approx(one.mean())
+        inside.append(abs(value - expected) < half)
+    # 95 % would be exact; three seeds are few, and what both parts share counts twice.
+    assert 0.93 < np.mean(inside) < 0.995
+
+
+def test_a_difference_is_of_the_same_items():
+    better = [{"a": np.array([True, True, False, True]), "b": np.array([True, True])}]
+    worse = [{"a": np.array([True, False, False, True]), "b": np.array([False, True])}]
+    value, half = intervals.difference(better, worse)
+    assert value == pytest.approx((1 / 4 + 1 / 2) / 2)
+    variances = [np.var([0, 1, 0, 0], ddof=1) / 4, np.var([1, 0], ddof=1) / 2]
+    assert half == pytest.approx(1.959964 * np.sqrt(sum(variances)) / 2, rel=1e-6)
