@@ -173,6 +173,7 @@ def matrixwise(
             )
             if given is not None:
                 one = [jnp.asarray(given[task][names[0]]) for task in tv.tasks]
+                _check_given(names[0], one, tv.tasks, arrays[0].shape[-1])
                 gram = jnp.stack(one).astype(dtypes[names[0]])
                 arrays += (gram.reshape(len(tv.tasks), -1, *gram.shape[-2:]),)
             shapes = [x.shape[:1] + x.shape[2:] for x in jax.tree.leaves(arrays)]
@@ -232,6 +233,17 @@ def _with_given(
         for leaf, view in views.items()
         if (view.join.group if view.join else leaf) not in lacking
     }
+
+
+def _check_given(
+    leaf: str, given: Sequence[Any], tasks: Sequence[str], inputs: int
+) -> None:
+    for task, x in zip(tasks, given, strict=True):
+        if x.shape[-2:] != (inputs, inputs):
+            raise ParameterError(
+                f"{task}: {leaf} has {inputs} inputs, its statistics are "
+                f"{list(x.shape)} in size"
+            )
 
 
 def _add(

@@ -33,8 +33,8 @@ def needs(method: Method) -> list[str]:
     found = ["base"] * method.needs_base + ["task"] * method.needs_task
     if method.data:
         found.append(f"{method.data} statistics")
-    if method.sequential:
-        found.append("sequence")
+    if method.ordered:
+        found.append("order")
     return found
 
 
@@ -130,9 +130,12 @@ Made from the registry by `python -m centermerge_jax.method_pages`; a test keeps
 *Needs* is what a method takes beside the experts: the pretrained model (`--base`), the
 name of the task whose model it makes (`--set task=...`), statistics of the experts'
 data (`--statistics`, from `centermerge statistics`). *Sees* is how much of a model it
-has to have at once: single numbers, matrices, leaves, or the whole tree (then the
-merge holds everything in memory). Values in brackets are those that
-`experiments/all_methods.py` tries. *Holds* names the laws that a test checks of it:
+has to have at once: single numbers, matrices, leaves, or the whole tree (then the merge
+holds everything in memory). A method that sees leaves counts layers that are stacked in
+one leaf as one; one that sees matrices does not. *Order* is needed where the result
+depends on which expert is first: they are in the order of their names. Values in
+brackets are those that `experiments/all_methods.py` tries. *Holds* names the laws that
+a test checks of it:
 
 - order: the order of the experts does not matter;
 - translation: what is added to all experts and the base is added to the result;

@@ -14,6 +14,7 @@ from centermerge_jax.checkpoints import (
     rename,
 )
 from centermerge_jax.errors import ParameterError
+from centermerge_jax.methods import METHODS
 from centermerge_jax.recipe import Recipe
 
 
@@ -22,7 +23,8 @@ def open_experts(recipe: Recipe, base: Checkpoint | None) -> dict[str, Checkpoin
 
     Raises:
       CheckpointError: One cannot be opened.
-      ParameterError: Two have one name, or a name map is for nobody.
+      ParameterError: Two have one name, a name map is for nobody, or their order
+        matters and is not that of their names.
     """
     if not recipe.experts:
         raise ParameterError("what is to be merged? Give the experts' checkpoints")
@@ -44,7 +46,15 @@ def open_experts(recipe: Recipe, base: Checkpoint | None) -> dict[str, Checkpoin
             f"--names {', '.join(sorted(unknown))}: no such model, there are "
             f"{', '.join([*experts, 'base'])}"
         )
-    return dict(sorted(experts.items()))
+    in_order = dict(sorted(experts.items()))
+    if METHODS[recipe.method].ordered and list(in_order) != list(experts):
+        raise ParameterError(
+            f"the result of {recipe.method} depends on the order of the experts, which "
+            f"is that of their names, {', '.join(in_order)}; they are given as "
+            f"{', '.join(experts)}. Give them so, or name them in the order that is "
+            "meant, such as 1=PATH 2=PATH"
+        )
+    return in_order
 
 
 def _name_and_path(given: str) -> tuple[str, str]:

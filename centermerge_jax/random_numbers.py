@@ -8,6 +8,7 @@ import hashlib
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from centermerge_jax.errors import ParameterError
@@ -30,11 +31,12 @@ def uniforms(
       >>> bool((a != b).all())
       True
     """
-    key = jax.random.key(seed)
+    # The same numbers whatever JAX is configured to.
+    key = jax.random.key(seed, impl="threefry2x32")
     for name in (method, task, leaf):
         word = hashlib.sha256(name.encode()).digest()[:4]
         key = jax.random.fold_in(key, int.from_bytes(word, "little"))
-    return jax.random.uniform(key, shape)
+    return jax.random.uniform(key, shape, np.float32)
 
 
 def task_uniforms(

@@ -116,7 +116,8 @@ def experts(models: Mapping[str, Model]) -> tuple[str, ...]:
 
 def _arc(models: Mapping[str, Model], t: float) -> dict[str, Any]:
     """The fields of `slerp` from the first to the second model, by name."""
-    return {"method": "slerp", "experts": experts(models), "set": (f"t={t!r}",)}
+    in_order = dict(sorted(models.items()))
+    return {"method": "slerp", "experts": experts(in_order), "set": (f"t={t!r}",)}
 
 
 def _refuse_base(told: Told) -> None:

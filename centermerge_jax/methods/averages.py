@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from centermerge_jax.elementwise import elementwise
 from centermerge_jax.errors import ParameterError
@@ -22,6 +23,8 @@ from centermerge_jax.trees import (
     named_leaves,
 )
 
+_CANCELLED = 1e-6  # a mean of directions so short is rounding errors
+
 
 def lerp(experts: Experts, *, t: float, dtype: Any = None) -> Params:
     """The straight line between two experts.
@@ -29,7 +32,8 @@ def lerp(experts: Experts, *, t: float, dtype: Any = None) -> Params:
         theta = (1 - t) theta_1 + t theta_2
 
     Args:
-      experts: Parameters of two experts.
+      experts: Parameters of two experts; those of a mapping are in the order of their
+        names.
       t: 0 is the first and 1 the second; beyond them it extrapolates.
       dtype: Type of the result; the experts' by default.
 
@@ -63,7 +67,8 @@ def slerp(
     line.
 
     Args:
-      experts: Parameters of two experts.
+      experts: Parameters of two experts; those of a mapping are in the order of their
+        names.
       t: 0 is the first and 1 the second.
       parallel: Cosine in (0, 1] from which on directions count as parallel, or as
         opposite below its negative.
@@ -103,6 +108,8 @@ def normalised_mean(
 
         theta = normalise(sum_t w_t theta_t / |theta_t|) sum_t w_t |theta_t|
 
+    Where the directions cancel each other it is the mean.
+
     Args:
       experts: Fine-tuned parameters of at least one expert.
       weights: As for `cm.weight_average`.
@@ -125,7 +132,8 @@ def karcher_mean(experts: Experts, *, weights: Any = None, dtype: Any = None) ->
         p = argmin sum_t w_t angle(p, theta_t)^2,  theta = p sum_t w_t |theta_t|
 
     Found by p <- exp_p(sum_t w_t log_p(theta_t / |theta_t|)), from the direction of the
-    mean. Leaves that are zero have no direction.
+    mean. Leaves that are zero have no direction, and where the directions of the others
+    cancel each other it is the mean.
 
     Args:
       experts: Fine-tuned parameters of at least one expert.
@@ -182,7 +190,7 @@ def model_stock(experts: Experts, base: Params, *, dtype: Any = None) -> Params:
 
 
 def norm_matching(experts: Experts, *, dtype: Any = None) -> Params:
-    """The mean, with each matrix as long as the experts' are on average.
+    """The mean, with each leaf of two or more axes as long as in the experts.
 
         theta = theta_avg mean_t |theta_t| / |theta_avg|
 
@@ -217,12 +225,12 @@ def weight_scope_alignment(
     variance: Literal["mean", "pooled"] = "mean",
     dtype: Any = None,
 ) -> Params:
-    """The mean, after each matrix was given the mean and variance of all experts'.
+    """The mean, after leaves of two or more axes were given the experts' scope.
 
         theta_t' = (theta_t - mu_t) sigma / sigma_t + mu,  theta = mean_t theta_t'
 
     The scope (mu_t, sigma_t) of a leaf is the mean and standard deviation of its
-    numbers. Leaves of one axis are the plain mean.
+    numbers, (mu, sigma) that of all experts. Leaves of one axis are the plain mean.
 
     Args:
       experts: Fine-tuned parameters of at least one expert.
@@ -237,6 +245,7 @@ def weight_scope_alignment(
     Note:
       The paper aligns scopes while models are trained, for which there is
       `scope_divergence`; this is its counterpart for models that are there already.
+      Which common variance the paper means is not certain; hence `variance`.
 
     References:
       Xu et al., "Weight Scope Alignment", 2024, arXiv:2408.12237, section 3.
@@ -277,7 +286,8 @@ def scope_divergence(params: Params, scopes: Any) -> Any:
       scopes: From `weight_scopes` of the models to stay near to.
 
     Returns:
-      A number from 0.
+      A number from 0. It is infinite while a leaf is constant, as kernels are that
+      begin at zero; leave such leaves out of both.
 
     References:
       Xu et al., "Weight Scope Alignment", 2024, arXiv:2408.12237, equation 5.
@@ -302,13 +312,16 @@ def weight_scopes(experts: Experts) -> dict[str, tuple[Any, Any]]:
       experts: Parameters of at least one model.
 
     Raises:
-      ParameterError: A leaf of two or more axes is constant.
+      ParameterError: A leaf of two or more axes is constant in all models: nothing can
+        have its scope.
     """
     found = [_scopes(tree) for tree in named_experts(experts).values()]
     scopes = {}
     for name in found[0]:
         centres, spreads = zip(*(each[name] for each in found), strict=True)
         width = jnp.sqrt(sum(s**2 for s in spreads) / len(spreads))
+        if not isinstance(width, Tracer) and not width > 0:
+            raise ParameterError(f"{name} is constant, which is no scope to align to")
         scopes[name] = (sum(centres) / len(centres), width)
     return scopes
 
@@ -327,7 +340,8 @@ def _on_sphere(
         del leaf
         directions = [unit(x) for x in leaves]
         length = sum(w * norm(x) for w, x in zip(shares, leaves, strict=True))
-        p = unit(sum(w * u for w, u in zip(shares, directions, strict=True)))
+        middle = sum(w * u for w, u in zip(shares, directions, strict=True))
+        p = unit(middle)
         if isinstance(p, np.ndarray):
             for _ in range(iterations):
                 p = _step(p, directions, shares)
@@ -335,7 +349,10 @@ def _on_sphere(
             p = jax.lax.fori_loop(
                 0, iterations, lambda _, p: _step(p, directions, shares), p
             )
-        return (p * length).astype(leaves[0].dtype)
+        mean = sum(w * x for w, x in zip(shares, leaves, strict=True))
+        xp = p.__array_namespace__()
+        told = ~(norm(middle) <= _CANCELLED)  # also where it is not a number
+        return xp.where(told, p * length, mean).astype(leaves[0].dtype)
 
     return leafwise(merge, trees, dtype=dtype)
 

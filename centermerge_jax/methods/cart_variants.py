@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from centermerge_jax.errors import ParameterError
 from centermerge_jax.linalg import MEMORY, Solver
 from centermerge_jax.methods.cart import cart
@@ -16,7 +18,15 @@ from centermerge_jax.parts import Leaves
 from centermerge_jax.ranks import Rank
 from centermerge_jax.scales import leaf_scales
 from centermerge_jax.task_vectors import Experts, TaskVectors, center
-from centermerge_jax.trees import Params, check_task, named_experts, named_leaves
+from centermerge_jax.trees import (
+    Params,
+    check_task,
+    compute_dtype,
+    dtype_of,
+    is_merged,
+    named_experts,
+    named_leaves,
+)
 from centermerge_jax.views import Views
 
 
@@ -122,7 +132,10 @@ def two_pass_cart(
       Published code of the AdaRank authors has this combination, without figures.
     """
     how = {"views": views, "solver": solver, "memory": memory}
-    origin = cart(experts, rank=first_rank, scale=first_scale, dtype="float32", **how)
+    first = next(iter(named_experts(experts).values()), {})
+    merged = [x for x in named_leaves(first).values() if is_merged(x)]
+    wide = np.result_type(np.float32, *(compute_dtype(dtype_of(x)) for x in merged))
+    origin = cart(experts, rank=first_rank, scale=first_scale, dtype=wide, **how)
     return truncated_task_arithmetic(
         experts, origin, rank=rank, scale=scale, rest="base", dtype=dtype, **how
     )

@@ -13,11 +13,12 @@ _MOST_BITS = 16
 def one_bit(
     experts: Experts, base: Params, *, scale: Any = 1.0, dtype: Any = None
 ) -> Params:
-    """Keeps the signs of each matrix of each task vector, and one magnitude.
+    """Keeps of each leaf of each task vector the signs, and one magnitude.
 
         theta = theta_0 + scale * sum_t sign(tau_t) mean|tau_t|
 
-    Leaves of one axis keep their whole vectors.
+    Leaves of one axis keep their whole vectors; those of more are all taken, matrices,
+    embeddings and stacked vectors alike.
 
     Args:
       experts: Fine-tuned parameters of at least one expert.

@@ -81,6 +81,9 @@ def iso_cts(
         U = polar([U_1 ... U_T U_c]),  V = polar([V_1 ... V_T V_c])
         theta = theta_0 + scale * mean(S_1 ... S_T, S_c) U V^T
 
+    The rank s is rounded, as the authors do: where a matrix has fewer than half a
+    direction for each task it is 0, and the result is that of `iso_c`.
+
     Args:
       experts: Fine-tuned parameters of at least one expert.
       base: The parameters that they were fine-tuned from.

@@ -211,6 +211,8 @@ def lata_statistics(
     teacher = check_task(instruct, tasks)
     if curve not in ("linear", "log", "threshold"):
         raise ParameterError(f"curve is linear, log or threshold; got {curve!r}")
+    if not -1 <= threshold <= 1:
+        raise ParameterError(f"threshold is a cosine in [-1, 1]; got {threshold}")
     sums: dict[str, list[Any]] = {}
     for leaf, row in rows():
         if layer_of(leaf)[1] < 0:

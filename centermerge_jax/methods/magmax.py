@@ -17,9 +17,9 @@ def magmax(
 
         theta = theta_0 + scale * tau_s,  s = argmax_t |tau_t|, number by number
 
-    Made for experts that were fine-tuned one after the other, each from the last; the
-    sequence is then the order in which they are given. Where numbers are equal the
-    later task's counts. To go on with a further expert later, keep the result under
+    Made for experts that were fine-tuned one after the other, each from the last. Of
+    magnitudes that are equal the later task's counts: the last of a sequence, or by
+    name of a mapping. To go on with a further expert later, keep the result under
     scale 1 and merge it with the new one: the maximum needs no other memory
     (`transforms.signs.magmax_update`).
 

@@ -35,6 +35,9 @@ def from_merging(
       StructureError: The trees are not the same.
       ParameterError: `power` or `scale` is out of range.
 
+    Note:
+      The paper leaves the power open; 1 is taken.
+
     References:
       "FroM: Frobenius Norm-Based Data-Free Adaptive Model Merging", 2025,
       arXiv:2506.02478.
@@ -82,6 +85,9 @@ def nan_merging(
     Raises:
       StructureError: The trees are not the same.
       ParameterError: `scale` is out of range.
+
+    Note:
+      The paper's norm is taken as that of task vectors, not of weights.
 
     References:
       "NAN: A Training-Free Solution to Coefficient Estimation in Model Merging", 2025,

@@ -88,7 +88,8 @@ def _balanced(
     score = jnp.maximum(score, jnp.sort(score, axis=1)[:, first, None])
     weights = _minmax(score)
     total = jnp.maximum(weights.sum(0), 1e-12)
-    return (jnp.sign(x) * size * weights).sum(0) / total
+    # What is not finite was clipped; it is not lost.
+    return (jnp.sign(x) * size * weights).sum(0) / total + 0 * x.sum(0)
 
 
 def _minmax(x: Float[Array, "tasks count"]) -> Float[Array, "tasks count"]:

@@ -99,7 +99,7 @@ class Method:
       data: The kind of statistics of each expert's data that it needs. They are its
         argument `grams` or `fishers`, by task and leaf name; one that takes `norms`
         gets the norm of each task's Fisher information over the whole tree.
-      sequential: Whether it is made for experts fine-tuned one after the other.
+      ordered: Whether the order of the experts matters, which is that of their names.
       affine: Whether it is affine in its scale, if it has one: merges at two scales
         then tell those at all.
       laws: What holds of it.
@@ -116,7 +116,7 @@ class Method:
     names: Callable[..., Mapping[str, Any]] | None = None
     found: tuple[str, ...] = ()
     data: Data | None = None
-    sequential: bool = False
+    ordered: bool = False
     affine: bool = True
     laws: tuple[Law, ...] = ()
     alike: Literal["mean"] | float = 1.0
@@ -172,7 +172,7 @@ class Method:
 _SUM: tuple[Law, ...] = ("order", "translation", "scale_zero", "one_expert", "linear")
 _ONE = (*_SUM, "equal")
 _GRID = {"scale": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)}
-_SPECTRAL = {"scale": (0.5, 0.8, 1.0, 1.2, 1.5, 2.0)}
+_SPECTRAL = {"scale": (0.6, 1.0, 1.5, 2.0, 3.0, 4.0)}
 
 METHODS: Mapping[str, Method] = {
     # around the mean of the experts
@@ -199,12 +199,12 @@ METHODS: Mapping[str, Method] = {
         cart_tsv,
         centered=True,
         laws=("order", "translation", "scale_zero", "one_expert", "equal", "linear"),
-        grid={"rank": (0.08, 0.16), "scale": (1.0, 2.0, 3.0)},
+        grid={"rank": (0.08, 0.16), "scale": (2.0, 3.0, 4.5)},
     ),
     "two_pass_cart": Method(
         two_pass_cart,
         laws=("order", "translation", "one_expert", "equal", "linear"),
-        grid={"rank": (0.08, 0.16), "scale": (0.2, 0.5, 1.0)},
+        grid={"rank": (0.08, 0.16), "scale": (0.05, 0.2, 0.5)},
     ),
     "cart_indexing": Method(
         cart_indexing,
@@ -277,7 +277,7 @@ METHODS: Mapping[str, Method] = {
         magnitude_mask,
         scope="leaf",
         laws=("order", "translation", "scale_zero", "linear"),
-        grid={"density": (0.1, 0.2, 0.4), "scale": (0.3, 0.5)},
+        grid={"density": (0.1, 0.2, 0.4), "scale": (0.5, 1.0)},
     ),
     "random_mask": Method(
         random_mask,
@@ -301,7 +301,7 @@ METHODS: Mapping[str, Method] = {
         breadcrumbs,
         scope="leaf",
         laws=("order", "translation", "scale_zero", "linear"),
-        grid={"density": (0.1, 0.5, 0.9), "scale": (0.3, 0.5)},
+        grid={"density": (0.05, 0.1, 0.2), "scale": (0.3, 0.6)},
     ),
     "della": Method(
         della,
@@ -309,24 +309,24 @@ METHODS: Mapping[str, Method] = {
         laws=("order", "translation", "scale_zero", "linear"),
         grid={"density": (0.3, 0.7), "scale": (0.3, 0.5, 1.0)},
     ),
-    "magmax": Method(magmax, scope="element", sequential=True, laws=_ONE, grid=_GRID),
+    "magmax": Method(magmax, scope="element", ordered=True, laws=_ONE, grid=_GRID),
     "sce": Method(
         sce,
         scope="leaf",
         laws=_ONE,
-        grid={"density": (0.1, 0.5, 1.0), "scale": (0.5, 1.0)},
+        grid={"density": (0.2, 0.5, 1.0), "scale": (1.0, 2.0)},
     ),
     "pcb": Method(
         pcb,
         scope="tree",
         laws=("order", "translation", "scale_zero"),
-        grid={"density": (0.05, 0.1, 0.2), "scale": (0.8, 1.2)},
+        grid={"density": (0.02, 0.05, 0.1), "scale": (1.2, 1.8)},
     ),
     "consensus": Method(
         consensus,
         scope="element",
         laws=("order", "translation", "scale_zero", "linear"),
-        grid={"threshold": (0.2, 0.4, 0.6), "scale": (0.3, 0.5)},
+        grid={"threshold": (0.2, 0.4, 0.6), "scale": (0.4, 0.8)},
     ),
     "tall_mask": Method(
         tall_mask, scope="element", laws=("translation", "one_expert", "linear")
@@ -343,7 +343,7 @@ METHODS: Mapping[str, Method] = {
         from_merging,
         scope="leaf",
         laws=_ONE,
-        grid={"power": (0.0, 1.0, 2.0), "scale": (1.0, 2.0)},
+        grid={"power": (1.0, 2.0, 4.0), "scale": (1.0, 2.0)},
     ),
     "nan_merging": Method(
         nan_merging,
@@ -372,7 +372,7 @@ METHODS: Mapping[str, Method] = {
         names=lines_names,
         found=("depths",),
         laws=("order", "translation"),
-        grid={"scale": (0.25,), "slope": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)},
+        grid={"scale": (0.15, 0.3), "slope": (0.0, 0.3, 0.6)},
     ),
     "lata": Method(
         lata,
@@ -420,38 +420,38 @@ METHODS: Mapping[str, Method] = {
     "knots": Method(
         knots,
         laws=_ONE,
-        grid={"density": (0.2, 1.0), "scale": (0.5, 1.0, 1.5)},
+        grid={"density": (0.2, 1.0), "scale": (0.25, 0.5, 1.0)},
     ),
     "star": Method(
         star,
         laws=("order", "translation", "scale_zero", "linear"),
-        grid={"energy": (0.4, 0.7), "scale": (1.0, 2.0, 3.0)},
+        grid={"energy": (0.6, 0.9), "scale": (0.5, 1.0, 2.0)},
     ),
     "subspace_boosting": Method(
         subspace_boosting,
         laws=("order", "translation", "scale_zero", "linear"),
-        grid={"beta": (0.01, 0.02), "scale": (0.1, 0.2, 0.3)},
+        grid={"beta": (0.005, 0.01), "scale": (0.2, 0.3, 0.45)},
     ),
     "svc": Method(
         svc,
         affine=False,
         laws=("order", "translation", "scale_zero", "linear"),
-        grid={"merger": ("task_arithmetic", "iso_c"), "scale": (0.3, 0.5, 1.0)},
+        grid={"merger": ("task_arithmetic", "iso_c"), "scale": (0.5, 1.0, 2.0)},
     ),
     "wudi": Method(
         wudi,
         laws=("order", "translation", "scale_zero"),
-        grid={"learning_rate": (1e-5, 1e-4, 1e-3), "scale": (0.5, 1.0)},
+        grid={"learning_rate": (1e-6, 1e-5, 1e-4), "scale": (1.0, 1.3)},
     ),
     "wudi_closed": Method(
         wudi_closed,
         laws=("order", "translation", "scale_zero", "linear"),
-        grid={"scale": (0.3, 0.5, 0.8, 1.0)},
+        grid={"scale": (0.5, 0.8, 1.0, 1.2, 1.5)},
     ),
     "ace_merging": Method(
         ace_merging,
         laws=("order", "translation", "scale_zero"),
-        grid={"ridge": (1e-5, 1e-4, 1e-3), "scale": (1.0, 1.5)},
+        grid={"ridge": (1e-6, 1e-5, 1e-4), "scale": (0.8, 1.0)},
     ),
     "esm": Method(
         esm,

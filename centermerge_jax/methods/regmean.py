@@ -11,7 +11,7 @@ from centermerge_jax.errors import ParameterError
 from centermerge_jax.linalg import MEMORY
 from centermerge_jax.matrixwise import merge_matrices
 from centermerge_jax.task_vectors import Experts
-from centermerge_jax.trees import Params, named_experts
+from centermerge_jax.trees import Params, named_experts, named_leaves
 from centermerge_jax.views import Views
 
 Grams = Mapping[str, Mapping[str, Any]]
@@ -120,14 +120,22 @@ def check_grams(grams: Grams, experts: Experts) -> Grams:
     """The statistics of the experts, if there are some for each.
 
     Raises:
-      ParameterError: A task has none, or they are of another task.
+      ParameterError: A task has none, or they are of another task or leaf.
     """
-    tasks = set(named_experts(experts))
+    trees = named_experts(experts)
+    tasks = set(trees)
     if set(grams) != tasks:
         raise ParameterError(
             f"statistics are given for {', '.join(sorted(grams)) or 'no task'}; the "
             f"tasks are {', '.join(sorted(tasks))}"
         )
+    leaves = named_leaves(next(iter(trees.values())))
+    for task, known in grams.items():
+        if unknown := [name for name in named_leaves(known) if name not in leaves]:
+            raise ParameterError(
+                f"statistics of {task} are for {unknown[0]}, which is no leaf of the "
+                f"experts; they have {', '.join(list(leaves)[:3])}, ..."
+            )
     return grams
 
 

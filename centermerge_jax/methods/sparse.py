@@ -159,7 +159,7 @@ def breadcrumbs(
     experts: Experts,
     base: Params,
     *,
-    density: float = 0.9,
+    density: float = 0.1,
     outliers: float = 0.01,
     scale: Any,
     dtype: Any = None,
@@ -171,7 +171,8 @@ def breadcrumbs(
     Args:
       experts: Fine-tuned parameters of at least one expert.
       base: The parameters that they were fine-tuned from.
-      density: Share in (0, 1] of each leaf that is kept, below the outliers.
+      density: Share in (0, 1] of each leaf that is kept, below the outliers; the
+        authors search from 0.05 to 0.2.
       outliers: Share in [0, 1) of the largest magnitudes that are dropped.
       scale: One number (the paper: 0.3), or as for `cm.combine`.
       dtype: Type of the result; the experts' by default.
@@ -179,6 +180,10 @@ def breadcrumbs(
     Raises:
       StructureError: The trees are not the same.
       ParameterError: `density`, `outliers` or `scale` is out of range.
+
+    Note:
+      The paper's masks are of layers, as these; its authors' code masks each row of a
+      tensor by itself.
 
     References:
       Davari and Belilovsky, "Model Breadcrumbs", 2023, arXiv:2312.06795, section 3.

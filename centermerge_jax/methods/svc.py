@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float
@@ -22,10 +23,10 @@ def svc(
     experts: Experts,
     base: Params,
     *,
-    scale: float,
+    scale: Any,
     merger: Merger = "task_arithmetic",
     views: Views | None = None,
-    rest: Rest = "scaled_mean",
+    rest: Rest | None = None,
     dtype: Any = None,
     memory: int = MEMORY,
 ) -> Params:
@@ -40,10 +41,11 @@ def svc(
     Args:
       experts: Fine-tuned parameters of at least one expert.
       base: The parameters that they were fine-tuned from.
-      scale: A number.
+      scale: A number, known when tracing.
       merger: What is calibrated: the sum, or what `iso_c` or `tsv_m` makes of it.
       views: Which leaves are matrices; `cm.views.auto` by default.
-      rest: What becomes of leaves that are no matrices.
+      rest: What becomes of leaves that are no matrices; by default what the merger
+        makes of them, `sum` for task_arithmetic and `scaled_mean` for the others.
       dtype: Type of the result; the experts' by default.
       memory: Bytes for task vectors and work space at a time.
 
@@ -63,15 +65,20 @@ def svc(
         raise ParameterError(
             f"merger is task_arithmetic, iso_c or tsv_m; got {merger!r}"
         )
-    if not isinstance(scale, int | float):
-        raise ParameterError(f"scale is one number; got {scale!r}")
+    try:
+        scale = float(scale)
+    except (TypeError, jax.errors.ConcretizationTypeError) as error:
+        message = f"scale is one number, known when tracing; got {scale!r}"
+        raise ParameterError(message) from error
+    if rest is None:
+        rest = "sum" if merger == "task_arithmetic" else "scaled_mean"
     return merge_matrices(
         _calibrated,
         experts,
         base,
         scale=scale,
         rest=rest,
-        how={"merger": merger, "scale": float(scale)},
+        how={"merger": merger, "scale": scale},
         views=views,
         dtype=dtype,
         memory=memory,

@@ -80,14 +80,14 @@ def ranks(x: Float[_Array, "*rows n"]) -> Int[_Array, "*rows n"]:
 
 
 def masked(x: Any, mask: Any) -> Any:
-    """Numbers where a mask is true, and zero elsewhere.
+    """Numbers where a mask is true, and zero elsewhere; what is not finite stays NaN.
 
     Example:
       >>> masked(np.float32([1, 2]), np.array([True, False]))
       array([1., 0.], dtype=float32)
     """
     xp = x.__array_namespace__()
-    return xp.where(mask, x, xp.zeros_like(x))
+    return xp.where(mask, x, abs(0 * x))
 
 
 def _ordered(size: Any) -> Any:

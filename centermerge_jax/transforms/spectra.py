@@ -104,10 +104,12 @@ def svd(x: Any, size: Any = 0.0) -> tuple[Array, Array, Array]:
       (Array([2., 0.], dtype=float32), Array([[0.5, 0.5],
              [0.5, 0.5]], dtype=float32))
     """
+    # LAPACK does not come back from an infinite number.
+    x = jnp.where(jnp.isfinite(x), x, jnp.nan)
     u, s, vh = jnp.linalg.svd(x, full_matrices=False)
     largest = jnp.maximum(s[..., 0], jnp.broadcast_to(size, s.shape[:-1]))
     there = s > absent(x.shape, s.dtype) * largest[..., None]
-    s = jnp.where(there, s, 0)
+    s = masked(s, there)
     return masked(u, there[..., None, :]), s, masked(vh, there[..., :, None])
 
 
@@ -123,4 +125,4 @@ def flat(s: Float[Array, " k"]) -> Float[Array, " k"]:
       >>> flat(jnp.array([4.0, 2.0, 0.0]))
       Array([2., 2., 0.], dtype=float32)
     """
-    return jnp.where(s > 0, s.mean(), 0)
+    return masked(jnp.full_like(s, s.mean()), s > 0)

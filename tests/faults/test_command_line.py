@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from disk import flat, write_hub, write_orbax, write_safetensors
 from models import expert
+from safetensors.numpy import load_file
 
 from centermerge_jax.cli import main
 
@@ -334,6 +335,20 @@ def test_names_that_leave_no_room_for_hidden_ones(name, tmp_path, capsys):
     length = len(name.encode())
     assert f"the name has {length} bytes; with what is put beside it" in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_order_that_is_not_that_of_the_names(tmp_path, capsys):
+    cars, dtd, *_ = write_safetensors(tmp_path)
+    output = tmp_path / "merged.safetensors"
+    settings = ["--method", "lerp", "--set", "t=0", "-o", str(output)]
+    with pytest.raises(SystemExit) as caught:
+        main(["merge", str(dtd), str(cars), *settings])
+    assert caught.value.code == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "names, cars, dtd; they are given as dtd, cars" in message
+    assert not output.exists()
+    main(["merge", f"1={dtd}", f"2={cars}", *settings])
+    np.testing.assert_array_equal(load_file(output)[KERNEL], load_file(dtd)[KERNEL])
 
 
 @pytest.mark.parametrize("form", ["hub", "orbax", "safetensors"])

@@ -1,5 +1,6 @@
 """Mistakes that public code of these methods has made, and that ours must not make."""
 
+import jax
 import numpy as np
 import pytest
 import zoo
@@ -168,6 +169,21 @@ def test_what_is_not_finite_stays_visible(name):
     assert np.isnan(np.float32(merged["blocks/0/mlp/fc1/bias"])).any()
 
 
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.data is None])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_number_of_a_matrix_that_is_not_finite_stays_visible(name, value):
+    experts, base = zoo.models()
+    experts = zoo.tasks_of(name, experts)
+    leaf = "blocks/0/mlp/fc1/kernel"
+    bad = dict(experts["a"], **{leaf: experts["a"][leaf].copy()})
+    told = zoo.settings(METHODS[name])
+    for place in ((0, 0), (3, 5), (15, 23)):
+        bad[leaf][place] = value
+        merged = zoo.run(name, experts | {"a": bad}, base, **told)
+        assert not np.isfinite(np.float32(merged[leaf])).all(), place
+        bad[leaf][place] = experts["a"][leaf][place]
+
+
 def low_rank_models(rank):
     """Experts whose matrices differ from the base in a few directions only."""
     rng = np.random.default_rng(5)
@@ -222,3 +238,73 @@ def test_one_expert_is_the_minimiser_of_its_own_interference():
         np.testing.assert_allclose(
             moved, tau, rtol=0, atol=2e-4 * np.abs(tau).max(), err_msg=leaf
         )
+
+
+@pytest.mark.parametrize("name", ["karcher_mean", "normalised_mean"])
+def test_opposite_directions_give_the_mean(name):
+    rng = np.random.default_rng(0)
+    x = np.float32(rng.normal(size=(4, 3)))
+    experts = [{"w": x, "one": np.float32([1])}, {"w": -3 * x, "one": np.float32([-3])}]
+    merged = call(name, experts)
+    np.testing.assert_allclose(merged["w"], -x, rtol=1e-5)
+    np.testing.assert_allclose(merged["one"], [-1], rtol=1e-6)
+
+
+def test_random_numbers_do_not_depend_on_how_jax_is_configured():
+    experts, base = zoo.models()
+    told = {"density": 0.5, "scale": 0.5}
+    usual = call("dare", experts, base, **told)
+    with jax.enable_x64(True):
+        wide = call("dare", experts, base, **told)
+    before = jax.config.jax_default_prng_impl
+    jax.config.update("jax_default_prng_impl", "rbg")
+    try:
+        other = call("dare", experts, base, **told)
+    finally:
+        jax.config.update("jax_default_prng_impl", before)
+    for name, x in usual.items():
+        np.testing.assert_array_equal(x, wide[name])
+        np.testing.assert_array_equal(x, other[name])
+
+
+def test_svc_of_a_sum_takes_other_leaves_as_the_sum_too():
+    experts, base = zoo.models()
+    summed = call("task_arithmetic", experts, base, scale=0.5)
+    merged = call("svc", experts, base, scale=np.float32(0.5))
+    np.testing.assert_allclose(merged["norm/scale"], summed["norm/scale"], rtol=1e-6)
+    other = call("svc", experts, base, scale=0.5, merger="iso_c")
+    mean = call("task_arithmetic", experts, base, scale=0.5 / 3)
+    np.testing.assert_allclose(other["norm/scale"], mean["norm/scale"], rtol=1e-6)
+
+
+def test_statistics_of_other_leaves_or_sizes_are_refused():
+    experts, _ = zoo.models()
+    grams = zoo.data(METHODS["regmean"], experts)["grams"]
+    kernel = "blocks/0/mlp/fc1/kernel"
+    small = {task: known | {kernel: np.eye(3)} for task, known in grams.items()}
+    with pytest.raises(cm.ParameterError, match=rf"a: {kernel} has 16 inputs"):
+        call("regmean", experts, grams=small)
+    strange = {task: {"other": x[kernel]} for task, x in grams.items()}
+    with pytest.raises(cm.ParameterError, match="other, which is no leaf"):
+        call("regmean", experts, grams=strange)
+
+
+def test_two_passes_are_as_wide_as_the_experts():
+    with jax.enable_x64(True):
+        experts, _ = zoo.models(1, dtype=np.float64)
+        three = dict.fromkeys("abc", experts["a"])
+        merged = call("two_pass_cart", three, rank=0.25, scale=0.5)
+    for name, x in experts["a"].items():
+        np.testing.assert_allclose(merged[name], x, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), 1.5])
+def test_a_threshold_that_is_no_cosine_is_refused(threshold):
+    experts, base = zoo.models()
+    with pytest.raises(cm.ParameterError, match="threshold is a cosine"):
+        call("lata", experts, base, instruct="a", scale=1.0, threshold=threshold)
+
+
+def test_a_constant_leaf_has_no_scope():
+    with pytest.raises(cm.ParameterError, match="w is constant"):
+        cm.methods.weight_scopes([{"w": np.zeros((2, 2), np.float32)}])
