@@ -220,10 +220,17 @@ METHODS: Mapping[str, Method] = {
     "lerp": Method(
         lerp,
         scope="element",
+        ordered=True,
         laws=("translation", "equal"),
         grid={"t": (0.3, 0.5, 0.7)},
     ),
-    "slerp": Method(slerp, scope="leaf", laws=("equal",), grid={"t": (0.3, 0.5, 0.7)}),
+    "slerp": Method(
+        slerp,
+        scope="leaf",
+        ordered=True,
+        laws=("equal",),
+        grid={"t": (0.3, 0.5, 0.7)},
+    ),
     "normalised_mean": Method(
         normalised_mean, scope="leaf", laws=("order", "one_expert", "equal")
     ),
