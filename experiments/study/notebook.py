@@ -45,6 +45,15 @@ class Notebook:
 
     def note(self, name: str, value: Any) -> None:
         """Writes something down."""
-        # As a later run will read it: tuples are lists in JSON.
-        self._content["found"][name] = json.loads(json.dumps(value))
+        self._content["found"][name] = plain(value)
         write_whole(self._path, json.dumps(self._content).encode())
+
+
+def plain(value: Any) -> Any:
+    """A value as a later run will read it: tuples are lists in JSON.
+
+    Example:
+      >>> plain({"a": (1, 2)})
+      {'a': [1, 2]}
+    """
+    return json.loads(json.dumps(value))

@@ -1,6 +1,5 @@
 """Questions that the paper leaves open, each with numbers of one seed."""
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ from centermerge_jax.progress import Report
 from experiments.study.experts import Trained
 from experiments.study.material import Material
 from experiments.study.notebook import Notebook
-from experiments.study.search import chosen, packed, searched, tested
+from experiments.study.search import chosen, packed, searched, test_once
 
 SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 SCALES = (1.0, 2.0, 3.0, 4.0)
@@ -58,12 +57,11 @@ def answer(
             progress=progress,
             **fixed,
         )
-        setting = chosen(points)
-        notebook.once(
-            f"test of cart {way}",
-            lambda s=setting, f=fixed: tested("cart", s, own, models, **f),
-        )
-    notebook.once("rest", lambda: _rest(own, models, notebook))
+        name = f"cart {way}"
+        test_once(name, "cart", chosen(points), own, models, notebook, **fixed)
+    setting = notebook.known("test of cart")["setting"]
+    if notebook.known("rest", {}).get("setting") != setting:
+        notebook.note("rest", _rest(own, models, setting))
 
 
 def subsets(tasks: tuple[str, ...], seed: int) -> list[tuple[int, tuple[str, ...]]]:
@@ -73,10 +71,8 @@ def subsets(tasks: tuple[str, ...], seed: int) -> list[tuple[int, tuple[str, ...
     return [(n, tuple(sorted(tasks[i] for i in order[:n]))) for n in counts]
 
 
-def _rest(own: Material, models: Trained, notebook: Notebook) -> dict[str, Any]:
+def _rest(own: Material, models: Trained, setting: Mapping[str, Any]) -> dict[str, Any]:
     """Biases and norms from the mean (CART), the base, or all task vectors at once."""
-    points = notebook.known("points of cart")
-    setting = max(points, key=lambda row: np.mean(list(row[1].values())))[0]
     merged = cm.cart(models.experts, **setting)
     table = cm.views.resolve(own.base, None)
     others = [name for name, view in table.items() if view is None]
@@ -102,9 +98,10 @@ def _rest(own: Material, models: Trained, notebook: Notebook) -> dict[str, Any]:
 
 def best_share(rows: Any) -> tuple[float, float]:
     """The rank that is best, with its best scale, and its accuracy."""
-    by_share = {
-        share: max(np.mean(list(row[1].values())) for row in some)
-        for share, some in itertools.groupby(rows, key=lambda row: row[0]["rank"])
-    }
+    by_share: dict[float, float] = {}
+    for setting, scores, *_ in rows:
+        share = setting["rank"]
+        accuracy = float(np.mean(list(scores.values())))
+        by_share[share] = max(accuracy, by_share.get(share, 0.0))
     share = max(by_share, key=lambda share: by_share[share])
-    return share, float(by_share[share])
+    return share, by_share[share]

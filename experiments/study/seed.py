@@ -16,12 +16,15 @@ from centermerge_jax.sweeping import Point
 from experiments.study import questions
 from experiments.study.experts import Trained, trained
 from experiments.study.material import Material, material
-from experiments.study.notebook import Notebook
-from experiments.study.search import GRIDS, chosen, packed, searched, tested
+from experiments.study.notebook import Notebook, plain
+from experiments.study.search import GRIDS, chosen, packed, searched, test_once, tested
 from experiments.study.settings import Study
 
 CURVES = {"cart": "centered_scales", "truncated_task_arithmetic": "uncentered_scales"}
 """Of which methods accuracy is mapped over rank and scale; the first is tested."""
+
+_WHOLE = plain([GRIDS, questions.SHARES, questions.SCALES, questions.ENERGIES])
+"""All that is searched: what was finished before it changed is to be gone on with."""
 
 
 def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Notebook:
@@ -38,7 +41,7 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
         return made[0]
 
     models = trained(study, seed, folder, get)
-    if notebook.known("finished"):
+    if notebook.known("finished") == _WHOLE:
         return notebook
     own = get()
     notebook.once("references", lambda: _references(own, models))
@@ -49,11 +52,7 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
         points = searched(
             method, method, own, models, notebook, grid=grid, progress=progress
         )
-        setting = chosen(points)
-        notebook.once(
-            f"test of {method}",
-            lambda m=method, s=setting: tested(m, s, own, models),
-        )
+        test_once(method, method, chosen(points), own, models, notebook)
     for method, scales in CURVES.items():
         searched(
             f"curve of {method}",
@@ -68,7 +67,7 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
     notebook.once("average is its own centre", lambda: _identity(models.experts))
     notebook.once("analysis", lambda: _analysis(own, models, folder))
     questions.answer(seed, own, models, notebook, progress=progress)
-    notebook.note("finished", value=True)
+    notebook.note("finished", _WHOLE)
     return notebook
 
 
