@@ -39,7 +39,7 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "tsv_m": {"scale": _SPECTRAL},
     "iso_c": {"scale": _SPECTRAL},
     "iso_cts": {"scale": _SPECTRAL},
-    "star": {"energy": (0.25, 0.45), "scale": (0.5, 1.0, 1.5, 2.5)},
+    "star": {"energy": (0.4, 0.7), "scale": (0.5, 1.0, 2.0, 3.0)},
     "wudi_closed": {"scale": _WIDE},
 }
 """What is tried; the searched hyperparameters alone, others at their defaults.
