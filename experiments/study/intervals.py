@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Shaped
+from scipy import stats
 
 from centermerge_jax.evaluate import Z95
 
@@ -15,8 +16,9 @@ def interval(runs: Sequence[Run]) -> tuple[float, float]:
     """The mean over items, tasks and seeds, and the half-width of its 95 % interval.
 
     The variance of the mean has two parts: that of the items, each with its mean over
-    seeds, and that of the seeds' means. With two or three seeds the second is a rough
-    estimate; with one it is missing.
+    seeds, and that of the seeds' means, which few seeds tell badly. So the quantile is
+    Student's, with the degrees of freedom of Satterthwaite (1946). With one seed the
+    second part is missing.
 
     Args:
       runs: One for each seed, all of the same items.
@@ -26,17 +28,21 @@ def interval(runs: Sequence[Run]) -> tuple[float, float]:
       >>> [round(x, 3) for x in interval([{"a": right}, {"a": right}])]
       [0.9, 0.059]
       >>> [round(x, 3) for x in interval([{"a": right}, {"a": ~right}])]
-      [0.5, 0.784]
+      [0.5, 5.084...]
     """
     tasks = list(runs[0])
-    variance = 0.0
+    of_items = 0.0
     for task in tasks:
         items = np.stack([run[task] for run in runs]).mean(axis=0, dtype=np.float64)
-        variance += items.var(ddof=1) / len(items) / len(tasks) ** 2
+        of_items += float(items.var(ddof=1)) / len(items) / len(tasks) ** 2
     means = [float(np.mean([run[task].mean() for task in tasks])) for run in runs]
+    quantile, of_seeds = Z95, 0.0
     if len(runs) > 1:
-        variance += float(np.var(means, ddof=1)) / len(runs)
-    return float(np.mean(means)), float(Z95 * np.sqrt(variance))
+        of_seeds = float(np.var(means, ddof=1)) / len(runs)
+    if of_seeds:
+        freedom = (len(runs) - 1) * ((of_items + of_seeds) / of_seeds) ** 2
+        quantile = stats.t.ppf(0.975, freedom)
+    return float(np.mean(means)), float(quantile * np.sqrt(of_items + of_seeds))
 
 
 def difference(a: Sequence[Run], b: Sequence[Run]) -> tuple[float, float]:

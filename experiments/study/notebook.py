@@ -1,6 +1,7 @@
 """What a study has found so far: written after every step, never computed twice."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ class Notebook:
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         """Opens it, new or to be continued."""
         self._path = path
-        self._content = {"about": about, "found": {}}
+        self._since = time.perf_counter()
+        self._content = {"about": about, "found": {}, "seconds": 0.0}
         if path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
             if problems := changes(stored["about"], about):
@@ -43,9 +45,16 @@ class Notebook:
         """What is known by a name."""
         return self._content["found"].get(name, default)
 
+    @property
+    def seconds(self) -> float:
+        """What all runs took from beginning to their last note."""
+        return self._content["seconds"]
+
     def note(self, name: str, value: Any) -> None:
         """Writes something down."""
         self._content["found"][name] = plain(value)
+        before, self._since = self._since, time.perf_counter()
+        self._content["seconds"] += self._since - before
         write_whole(self._path, json.dumps(self._content).encode())
 
 

@@ -1,6 +1,6 @@
 """Questions that the paper leaves open, each with numbers of one seed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,17 +11,29 @@ from centermerge_jax.progress import Report
 from experiments.study.experts import Trained
 from experiments.study.material import Material
 from experiments.study.notebook import Notebook
-from experiments.study.search import chosen, packed, searched, test_once
+from experiments.study.search import GRIDS, chosen, packed, searched, test_once
 
-SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
-SCALES = (1.0, 2.0, 3.0, 4.0)
-ENERGIES = (0.2, 0.3, 0.5, 0.7, 0.8, 0.9)
-WAYS = {
-    "split": {"views": "auto"},
-    "fused": {"views": "fused"},
-    "energy": {"views": "auto", "rank": 1.0},
+SHARES = (0.02, 0.04, 0.08, 0.16, 0.32)
+SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+WAYS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Sequence[float]]]] = {
+    "fused": ({"views": "fused"}, GRIDS["cart"]),
+    "energy": (
+        {"rank": 1.0},
+        {"energy": (0.5, 0.7), "scale": GRIDS["cart"]["scale"]},
+    ),
 }
-"""What CART is told beside its grid; each way has as many points, and one test."""
+"""What CART is told beside its grid; each way has as many points as CART has itself."""
+
+RULES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "8 %, by length": ("cart_data_free", {"match": "length"}),
+    "8 %, one scale for all": ("cart_data_free_whole", {}),
+    "above the edge of noise": ("cart_data_free", {"noise": 1.0}),
+    "60 % of energy": ("cart_data_free", {"energy": 0.6}),
+}
+"""Choices of rank and scale without data, beside the defaults of `cart_data_free`."""
+
+SHIFTS = {"left pretrained": 0.0, "mean": 1.0, "twice the mean": 2.0}
+"""By how many mean task vectors biases and norms move; all of them are the sum."""
 
 
 def answer(
@@ -44,21 +56,16 @@ def answer(
             grid={"rank": SHARES, "scale": SCALES},
             progress=progress,
         )
-    for way, told in WAYS.items():
-        fixed = {**told, "views": cm.views.load(told["views"])}
-        which = {"energy": ENERGIES} if way == "energy" else {"rank": SHARES}
+    for way, (told, grid) in WAYS.items():
+        name, fixed = f"cart {way}", dict(told)
+        if "views" in told:
+            fixed["views"] = cm.views.load(told["views"])
         points = searched(
-            f"cart {way}",
-            "cart",
-            own,
-            models,
-            notebook,
-            grid={**which, "scale": SCALES},
-            progress=progress,
-            **fixed,
+            name, "cart", own, models, notebook, grid=grid, progress=progress, **fixed
         )
-        name = f"cart {way}"
         test_once(name, "cart", chosen(points), own, models, notebook, **fixed)
+    for rule, (method, setting) in RULES.items():
+        test_once(rule, method, setting, own, models, notebook)
     setting = notebook.known("test of cart")["setting"]
     if notebook.known("rest", {}).get("setting") != setting:
         notebook.note("rest", _rest(own, models, setting))
@@ -72,27 +79,20 @@ def subsets(tasks: tuple[str, ...], seed: int) -> list[tuple[int, tuple[str, ...
 
 
 def _rest(own: Material, models: Trained, setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Biases and norms from the mean (CART), the base, or all task vectors at once."""
+    """Biases and norms moved by the mean task vector (CART), by less, and by more."""
     merged = cm.cart(models.experts, **setting)
     table = cm.views.resolve(own.base, None)
     others = [name for name, view in table.items() if view is None]
-    added = {
-        name: own.base[name]
-        + sum(np.asarray(x[name]) - own.base[name] for x in models.experts.values())
-        for name in others
-    }
-    ways: Mapping[str, Mapping[str, Any]] = {
-        "mean": {},
-        "base": {name: own.base[name] for name in others},
-        "sum": added,
-    }
-    found = {
-        way: {
-            kind: packed(own.outcomes({**merged, **leaves}, kind))
+    found = {}
+    for way, shift in {**SHIFTS, "sum": len(models.experts)}.items():
+        moved = {
+            name: own.base[name] + shift * (np.asarray(merged[name]) - own.base[name])
+            for name in others
+        }
+        found[way] = {
+            kind: packed(own.outcomes({**merged, **moved}, kind))
             for kind in ("validation", "test")
         }
-        for way, leaves in ways.items()
-    }
     return {"setting": setting, "ways": found}
 
 

@@ -1,6 +1,7 @@
 """From the notebooks of all seeds to the files that reports are made of."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from centermerge_jax.evaluate import normalised
 from centermerge_jax.evaluation_files import now, versions
 from experiments.study.intervals import Run, difference, interval
-from experiments.study.notebook import Notebook
+from experiments.study.notebook import Notebook, plain
 from experiments.study.search import GRIDS, mean, unpacked
 from experiments.study.settings import Study
 
@@ -19,19 +20,17 @@ LABELS = {
     "weight_average": ("weight average", "average"),
     "task_arithmetic": ("task arithmetic", "task vectors"),
     "ties": ("TIES", "task vectors"),
-    "dare_ties": ("DARE + TIES", "task vectors"),
-    "breadcrumbs": ("Breadcrumbs", "task vectors"),
-    "magmax": ("MagMax", "task vectors"),
-    "consensus": ("Consensus TA", "task vectors"),
-    "lines": ("LiNeS", "task vectors"),
     "truncated_task_arithmetic": ("not centred, truncated", "spectral"),
     "cart": ("CART", "spectral"),
     "cart_tsv": ("CART + TSV", "spectral"),
     "tsv_m": ("TSV-M", "spectral"),
     "iso_c": ("Iso-C", "spectral"),
     "iso_cts": ("Iso-CTS", "spectral"),
-    "star": ("STAR", "spectral"),
+    "dc_merge": ("DC-Merge", "spectral"),
+    "subspace_boosting": ("subspace boosting", "spectral"),
+    "svc": ("SVC", "spectral"),
     "wudi_closed": ("WUDI, closed form", "spectral"),
+    "ace_merging": ("ACE-Merging", "spectral"),
     "cart_data_free": ("CART, no data", "data-free"),
 }
 """What a method is called in tables, and of which family it is."""
@@ -46,6 +45,7 @@ def comparison(study: Study, notebooks: Mapping[int, Notebook]) -> dict[str, Any
         "command": f"python -m experiments.study {study.kind}",
         "date": now(),
         "versions": versions(),
+        "settings": plain(asdict(study)),
         "tasks": list(study.training.tasks),
         "seeds": list(notebooks),
         "methods": {
@@ -144,24 +144,19 @@ def _curves(study: Study, notebooks: Mapping[int, Notebook]) -> dict[str, Any]:
         "truncated_task_arithmetic": study.uncentered_scales,
     }
     for method, values in scales.items():
-        tables = []
+        tables, tests = [], []
         for notebook in notebooks.values():
             by_setting = {
                 (row[0]["rank"], row[0]["scale"]): float(np.mean(list(row[1].values())))
                 for row in notebook.known(f"points of curve of {method}")
             }
             tables.append([[by_setting[r, s] for s in values] for r in study.shares])
+            rows = notebook.known(f"tested curve of {method}")
+            tests.append([mean(row["outcomes"]) for row in rows])
         found[method] = {
             "shares": list(study.shares),
             "scales": list(values),
             "accuracy": np.mean(tables, axis=0).tolist(),
+            "tested": np.mean(tests, axis=0).tolist(),
         }
-    tests = [
-        [mean(row["outcomes"]) for row in notebook.known("tested curve")]
-        for notebook in notebooks.values()
-    ]
-    found["cart"] |= {
-        "tested": np.mean(tests, axis=0).tolist(),
-        "tested_by_seed": tests,
-    }
     return found

@@ -11,6 +11,7 @@ import numpy as np
 import centermerge_jax as cm
 from centermerge_jax.analysis import analyse
 from centermerge_jax.atomic_files import write_whole
+from centermerge_jax.evaluation_files import now, versions
 from centermerge_jax.progress import Report
 from centermerge_jax.sweeping import Point
 from experiments.study import questions
@@ -21,9 +22,9 @@ from experiments.study.search import GRIDS, chosen, packed, searched, test_once,
 from experiments.study.settings import Study
 
 CURVES = {"cart": "centered_scales", "truncated_task_arithmetic": "uncentered_scales"}
-"""Of which methods accuracy is mapped over rank and scale; the first is tested."""
+"""Of which methods accuracy is mapped over rank and scale."""
 
-_WHOLE = plain([GRIDS, questions.SHARES, questions.SCALES, questions.ENERGIES])
+_WHOLE = plain([GRIDS, questions.SHARES, questions.SCALES, questions.WAYS])
 """All that is searched: what was finished before it changed is to be gone on with."""
 
 
@@ -63,9 +64,12 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
             grid={"rank": study.shares, "scale": getattr(study, scales)},
             progress=progress,
         )
-    notebook.once("tested curve", lambda: _tested_curve(study, own, models, notebook))
+        notebook.once(
+            f"tested curve of {method}",
+            lambda m=method: _tested_curve(study, m, own, models, notebook),
+        )
     notebook.once("average is its own centre", lambda: _identity(models.experts))
-    notebook.once("analysis", lambda: _analysis(own, models, folder))
+    notebook.once("analysis", lambda: _analysis(study, own, models, folder))
     questions.answer(seed, own, models, notebook, progress=progress)
     notebook.note("finished", _WHOLE)
     return notebook
@@ -94,20 +98,28 @@ def _both(own: Material, leaves: Mapping[str, Any]) -> dict[str, dict[str, str]]
 
 
 def _tested_curve(
-    study: Study, own: Material, models: Trained, notebook: Notebook
+    study: Study, method: str, own: Material, models: Trained, notebook: Notebook
 ) -> list[dict[str, Any]]:
-    """CART at each rank with the scale that is best on validation items."""
-    points = [Point(*row) for row in notebook.known("points of curve of cart")]
+    """A test at each rank, with the scale that is best on validation items."""
+    points = [Point(*row) for row in notebook.known(f"points of curve of {method}")]
     settings = [
         chosen([p for p in points if p.setting["rank"] == share])
         for share in study.shares
     ]
-    return [tested("cart", setting, own, models) for setting in settings]
+    return [tested(method, setting, own, models) for setting in settings]
 
 
-def _analysis(own: Material, models: Trained, folder: Path) -> dict[str, Any]:
+def _analysis(
+    study: Study, own: Material, models: Trained, folder: Path
+) -> dict[str, Any]:
     """The means over all matrices; everything else goes to a file."""
-    found = {"kind": "analysis", **analyse(models.experts, own.base)}
+    found = {
+        "kind": "analysis",
+        "command": f"python -m experiments.study {study.kind}",
+        "date": now(),
+        "versions": versions(),
+        **analyse(models.experts, own.base),
+    }
     write_whole(folder / "analysis.json", (json.dumps(found) + "\n").encode())
     return {key: found[key] for key in ("shares", "mean_over_matrices")}
 

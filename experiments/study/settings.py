@@ -17,6 +17,7 @@ class Study:
       shares: Ranks of the curves, as shares of full rank.
       centered_scales: Scales that are tried around the mean, for the curves.
       uncentered_scales: The same around the base.
+      test: Items of each task that are tested, at most.
       tokens: Length of texts.
       methods: Which are compared; all by default.
     """
@@ -27,8 +28,10 @@ class Study:
     shares: tuple[float, ...] = field(
         default=(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
     )
-    centered_scales: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0)
-    uncentered_scales: tuple[float, ...] = (0.1, 0.2, 0.4, 0.7, 1.0)
+    # The higher the rank, the larger the scale that it needs.
+    centered_scales: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+    uncentered_scales: tuple[float, ...] = (0.2, 0.4, 0.7, 1.0)
+    test: int = 500
     tokens: int = 32
     methods: tuple[str, ...] = ()
 
