@@ -96,12 +96,16 @@ def _rest(own: Material, models: Trained, setting: Mapping[str, Any]) -> dict[st
     return {"setting": setting, "ways": found}
 
 
-def best_share(rows: Any) -> tuple[float, float]:
-    """The rank that is best, with its best scale, and its accuracy."""
-    by_share: dict[float, float] = {}
+def by_share(rows: Any) -> dict[float, float]:
+    """The validation accuracy at each rank with its best scale.
+
+    Example:
+      >>> row = {"rank": 0.04, "scale": 2.0}
+      >>> by_share([(row, {"a": 0.5}, 0, 0), (row, {"a": 0.7}, 0, 0)])
+      {0.04: 0.7}
+    """
+    found: dict[float, float] = {}
     for setting, scores, *_ in rows:
-        share = setting["rank"]
         accuracy = float(np.mean(list(scores.values())))
-        by_share[share] = max(accuracy, by_share.get(share, 0.0))
-    share = max(by_share, key=lambda share: by_share[share])
-    return share, by_share[share]
+        found[setting["rank"]] = max(accuracy, found.get(setting["rank"], 0.0))
+    return found
