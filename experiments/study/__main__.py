@@ -41,7 +41,8 @@ def main(
 
     Args:
       study: What the network reads.
-      output: Folder of the results; by default experiments/results/study-KIND.
+      output: Folder of the results; by default experiments/results/study-KIND, and with
+        `--smoke` the folder `results` in that of the work.
       work: Folder of experts and notebooks; by default centermerge-study/KIND.
       seeds: Those of the study by default.
       smoke_only: Next to nothing of everything.
@@ -52,7 +53,8 @@ def main(
     if seeds is not None:
         chosen = replace(chosen, seeds=seeds)
     work = work or Path("centermerge-study") / study
-    output = output or Path("experiments/results") / f"study-{study}"
+    whole = Path("experiments/results") / f"study-{study}"
+    output = output or (work / "results" if smoke_only else whole)
     with progress() as bar:
         notebooks = {
             seed: run_seed(chosen, seed, work / f"seed-{seed}", progress=bar)
@@ -67,7 +69,8 @@ def main(
     write_whole(output / "comparison.json", text.encode())
     for claim in found["claims"]:
         print(f"[{claim['verdict']}] {claim['claim']}\n    {claim['numbers']}")
-    print(f"written: {output / 'comparison.json'}")
+    minutes = found["seconds"] / 60
+    print(f"written: {output / 'comparison.json'}, after {minutes:.0f} minutes in all")
 
 
 if __name__ == "__main__":

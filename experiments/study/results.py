@@ -41,13 +41,15 @@ def comparison(study: Study, notebooks: Mapping[int, Notebook]) -> dict[str, Any
     right = right_answers(notebooks.values())
     return {
         "kind": "comparison",
-        "title": _TITLES[study.kind],
-        "command": f"python -m experiments.study {study.kind}",
+        "title": _TITLES[study.kind].format(len(study.training.tasks)),
+        "command": f"python -m experiments.study {study.kind}"
+        + " --smoke" * study.smoke,
         "date": now(),
         "versions": versions(),
         "settings": plain(asdict(study)),
         "tasks": list(study.training.tasks),
         "seeds": list(notebooks),
+        "seconds": sum(notebook.seconds for notebook in notebooks.values()),
         "methods": {
             name: {
                 "label": LABELS[name][0],
@@ -68,8 +70,8 @@ def comparison(study: Study, notebooks: Mapping[int, Notebook]) -> dict[str, Any
 
 
 _TITLES = {
-    "vision": "DINOv2-S fine-tuned on eight sets of images",
-    "text": "MiniLM fine-tuned on six sets of texts",
+    "vision": "DINOv2-S fine-tuned on {} sets of images",
+    "text": "MiniLM fine-tuned on {} sets of texts",
 }
 
 

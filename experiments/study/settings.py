@@ -20,6 +20,7 @@ class Study:
       test: Items of each task that are tested, at most.
       tokens: Length of texts.
       methods: Which are compared; all by default.
+      smoke: Whether it is next to nothing, to see that it works.
     """
 
     kind: Literal["vision", "text"]
@@ -34,6 +35,7 @@ class Study:
     test: int = 500
     tokens: int = 32
     methods: tuple[str, ...] = ()
+    smoke: bool = False
 
     def at(self, seed: int) -> Settings:
         """The training with one of the seeds."""
@@ -110,6 +112,7 @@ def smoke(study: Study) -> Study:
     return replace(
         study,
         training=small,
+        smoke=True,
         seeds=study.seeds[:1],
         shares=(0.08, 1.0),
         centered_scales=(1.0, 2.0),

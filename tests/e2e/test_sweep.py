@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from centermerge_jax.cli import main
 from experiments.configs.table import CONFIGS
@@ -94,6 +95,14 @@ def test_a_search_is_continued_with_more_points(made, tmp_path, capsys):
     assert len(found["points"]) == 6
     other = [*again, "--resume", "--limit", "3"]
     assert "1 difference from the search" in refused(capsys, other)
+    # Heads that were made anew in their place.
+    heads = made["own"] / "heads.safetensors"
+    changed = tmp_path / "heads.safetensors"
+    with safe_open(heads, "numpy") as file:
+        leaves = {name: file.get_tensor(name) + 1 for name in file.keys()}  # noqa: SIM118  no mapping
+        save_file(leaves, changed, file.metadata())
+    other = [str(changed) if word == str(heads) else word for word in again]
+    assert "1 difference from the search" in refused(capsys, [*other, "--resume"])
 
 
 def test_methods_of_every_kind(made, tmp_path):

@@ -266,6 +266,7 @@ def test_markdown_with_pictures_beside_it(tmp_path):
     assert "| **▸ CART** | 87.8 ± 1.1 | 94.8 | 86.7 ± 2.1 | 80.4 ± 2.5 |" in text
     assert "| **93.9** ± 1.5 |" in text
     assert "| not shown |" in text
+    assert "from the files below, by `centermerge report`. The commands" in text
     tables = [
         [line.count(" | ") for line in block.splitlines()]
         for block in text.split("\n\n")

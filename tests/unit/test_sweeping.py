@@ -38,6 +38,15 @@ def test_what_is_shared_changes_nothing(name):
         close(merged(**setting), zoo.run(name, experts, base, **fixed, **setting))
 
 
+@pytest.mark.parametrize("told", [{"energy": 0.5}, {"noise": 0.1}])
+def test_what_else_decides_on_directions_is_kept(told):
+    experts, _ = zoo.models()
+    grid = {"rank": (0.25, 0.5), "scale": (1.0, 2.0, 3.0)}
+    merged = merger("cart", experts, None, grid=grid, **told)
+    for setting in ({"rank": 0.25, "scale": 2.0}, {"rank": 0.5, "scale": 3.0}):
+        close(merged(**setting), cm.cart(experts, **told, **setting))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_type_of_the_result(dtype):
     experts, base = zoo.models(dtype="bfloat16")
