@@ -238,7 +238,7 @@ def test_mutated_results_are_reported_or_refused_and_never_a_bug(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "result.json"
     refused = made = 0
-    for i in range(60):
+    for i in range(24):
         content = (comparison, analysis, sweep)[i % 3]()
         inner = content
         while True:
@@ -262,5 +262,5 @@ def test_mutated_results_are_reported_or_refused_and_never_a_bug(tmp_path):
             refused += "\n" not in str(error)  # one line
         else:
             made += 1
-    assert refused + made == 60
-    assert min(refused, made) > 5
+    assert refused + made == 24
+    assert min(refused, made) > 3
