@@ -38,7 +38,7 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "subspace_boosting": {"scale": _SCALES},
     "svc": {"merger": ("task_arithmetic", "iso_c"), "scale": (0.3, 0.6, 1.0, 1.5)},
     "wudi_closed": {"scale": _WIDE},
-    "ace_merging": {"ridge": (1e-6, 1e-5), "scale": (0.6, 0.8, 1.0, 1.2)},
+    "ace_merging": {"ridge": (1e-5, 1e-4), "scale": (0.8, 1.0, 1.3, 1.6)},
 }
 """What is tried; the searched hyperparameters alone, others at their defaults.
 
