@@ -132,7 +132,7 @@ def magnitude_mask(x, base, density, scale=1.0):
     return base + scale * sum(top(y - base, density) for y in x)
 
 
-def breadcrumbs(x, base, scale, density=0.9, outliers=0.01):
+def breadcrumbs(x, base, scale, density=0.1, outliers=0.01):
     total = np.zeros_like(base)
     for y in x:
         tau = (y - base).ravel()
@@ -661,7 +661,8 @@ def svc(experts, base, matrices, scale, merger="task_arithmetic"):
             gammas.append(len(x) / sum(max(a, y) for y in shares))
         return (u * (np.array(gammas) * s)) @ vh / scale
 
-    method = per_matrix(calibrated, rest="scaled_mean")
+    rest = "sum" if merger == "task_arithmetic" else "scaled_mean"
+    method = per_matrix(calibrated, rest=rest)
     return method(experts, base, matrices, scale=scale)
 
 

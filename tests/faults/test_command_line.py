@@ -443,7 +443,9 @@ def test_interrupted_in_the_middle(tmp_path):
     process = run(
         "merge", *paths, "-o", f"{tmp_path}/out.safetensors", *solver, before=LISTEN
     )
-    time.sleep(3)
+    while sorted(tmp_path.rglob("*")) == before:  # until something is being written
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=180)
     assert process.returncode == 130

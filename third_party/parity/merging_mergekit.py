@@ -214,7 +214,7 @@ CASES = {
     ),
     "breadcrumbs_defaults": _case(
         "breadcrumbs",
-        {"scale": 0.4},
+        {"density": 0.9, "scale": 0.4},
         {"method": "breadcrumbs", "weight": 1.0, "density": 0.9, "lambda": 0.4},
     ),
     "breadcrumbs_crowded": _case(
