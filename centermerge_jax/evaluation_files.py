@@ -8,17 +8,16 @@ import base64
 import contextlib
 import dataclasses
 import json
-import platform
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from centermerge_jax import packages
 from centermerge_jax.atomic_files import write_whole
 from centermerge_jax.errors import CheckpointError, ParameterError, listing
 from centermerge_jax.evaluation_report import Summary
@@ -122,15 +121,7 @@ def now() -> str:
 
 def versions() -> dict[str, str | None]:
     """Of the packages that results depend on."""
-
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
-    found = {package: version(package) for package in _PACKAGES}
-    return {"python": platform.python_version(), **found}
+    return packages.versions(*_PACKAGES)
 
 
 def write_results(found: Mapping[str, Any], path: str | Path) -> None:

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +42,7 @@ from centermerge_jax.methods import (
     greedy_soup,
 )
 from centermerge_jax.models import dinov2
+from centermerge_jax.packages import versions
 from centermerge_jax.statistics import (
     Kind,
     Origin,
@@ -424,11 +424,10 @@ def main(
 
 def write(file: Path, rows: Mapping[str, Any]) -> None:
     """Writes all that is known so far, whole or not at all."""
-    packages = ("centermerge_jax", "jax", "flax", "optax", "numpy")
     content = {
         "command": "python -m experiments.all_methods centermerge-demo",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": versions("centermerge_jax", "jax", "flax", "optax", "numpy"),
         "settings": dataclasses.asdict(QUICK),
         "left_out": LEFT_OUT,
         "summary": summary(rows) if "cart" in rows else {},

@@ -12,7 +12,6 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +22,7 @@ import centermerge_jax as cm
 from centermerge_jax.demo import QUICK
 from centermerge_jax.evaluate import mean_accuracy, mean_difference
 from centermerge_jax.methods import METHODS
+from centermerge_jax.packages import versions
 from experiments.all_methods import Models, settings_of
 
 RANKS: tuple[dict[str, float], ...] = (
@@ -150,9 +150,7 @@ def main(
     content = {
         "command": "python -m experiments.data_free centermerge-demo",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            name: metadata.version(name) for name in ("centermerge_jax", "jax", "numpy")
-        },
+        "versions": versions("centermerge_jax", "jax", "numpy"),
         "rows": rows,
     }
     (output / "data_free.json").write_text(json.dumps(content, indent=1) + "\n")

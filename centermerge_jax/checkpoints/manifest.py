@@ -1,18 +1,17 @@
 """The record beside every output: what was merged, how, with what, at what cost."""
 
 import hashlib
-import platform
 import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from centermerge_jax.checkpoints.checkpoint import Checkpoint
 from centermerge_jax.errors import CheckpointError
+from centermerge_jax.packages import versions
 
 _INSIDE = "centermerge.json"
 _BESIDE = ".manifest.json"
@@ -85,7 +84,7 @@ def describe(
         "hyperparameters": dict(hyperparameters),
         "views_sha256": views_digest,
         "inputs": described,
-        "versions": _versions(),
+        "versions": versions(*_PACKAGES),
         "command": list(sys.argv if command is None else command),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.perf_counter() - started, 3),
@@ -131,17 +130,6 @@ def _sha256(file: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-
-
-def _versions() -> dict[str, str | None]:
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
-    found = {package: version(package) for package in _PACKAGES}
-    return {"python": platform.python_version(), **found}
 
 
 def peak_memory() -> int:

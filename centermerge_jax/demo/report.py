@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from centermerge_jax.evaluate import (
     normalised,
     wilson,
 )
+from centermerge_jax.packages import versions
 
 _NAMES = {
     "pretrained": "pretrained",
@@ -60,10 +60,9 @@ def results(
             "over_weight_average": gain,
             "over_weight_average_half_width": gain_half,
         }
-    packages = ("centermerge_jax", "jax", "flax", "optax", "numpy")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": versions("centermerge_jax", "jax", "flax", "optax", "numpy"),
         "settings": dataclasses.asdict(settings),
         "test_items": {task: len(r) for task, r in rows["experts"].items()},
         "methods": methods,

@@ -6,7 +6,6 @@ machine falls on all of them, never two at once, and takes medians.
 
 import datetime as dt
 import functools
-import importlib.metadata
 import json
 import os
 import platform
@@ -22,6 +21,8 @@ import numpy as np
 import threadpoolctl
 from rich.console import Console
 from rich.table import Table
+
+from centermerge_jax.packages import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "benchmarks"
@@ -87,8 +88,7 @@ def machine() -> dict[str, Any]:
     """Versions, processor and threads, for the record."""
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": versions(*_PACKAGES),
         "cpu": _cpu(),
         "cores": cores(),
         "memory_gib": round(
@@ -191,13 +191,6 @@ def _cell(value: Any) -> str:
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.1e}"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu() -> str:

@@ -11,6 +11,7 @@ import reference
 from models import experts
 
 import centermerge_jax as cm
+from centermerge_jax import magnitudes
 from centermerge_jax.ranks import check_rank, resolve_rank
 
 
@@ -169,3 +170,8 @@ def test_unknown_choices():
         cm.truncated_task_arithmetic(
             experts(), experts()["dtd"], rank=0.5, scale=1.0, rest="zero"
         )
+
+
+def test_shapes_are_checked_while_tests_run():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        magnitudes._bits(np.ones((2, 2), np.float32))
