@@ -340,7 +340,10 @@ def markdown(rows: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for name in sorted(found, key=lambda name: -found[name]["mean"]):
         row, own = rows[name], found[name]
-        told = ", ".join(f"{key} {value}" for key, value in row["setting"].items())
+        told = ", ".join(
+            f"{key} {value}{'*' if at_an_edge(row, key) else ''}"
+            for key, value in row["setting"].items()
+        )
         lines.append(
             [
                 f"**{name}**" if name == "cart" else name,
@@ -356,7 +359,31 @@ def markdown(rows: Mapping[str, Any], found: Mapping[str, Any]) -> str:
                 f"{row['peak_bytes'] / 2**20:.0f}" if row["peak_bytes"] else "",
             ]
         )
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{table}\n\\* the smallest or the largest number that was tried\n"
+
+
+def at_an_edge(row: Mapping[str, Any], key: str) -> bool:
+    """Whether the smallest or the largest of several numbers was chosen.
+
+    Example:
+      >>> tried = [{"scale": 1.0}, {"scale": 2.0}, {"scale": 3.0}]
+      >>> at_an_edge({"setting": {"scale": 3.0}, "tried": tried}, "scale")
+      True
+      >>> at_an_edge({"setting": {"scale": 2.0}, "tried": tried}, "scale")
+      False
+    """
+    values = {trial[key] for trial in row["tried"] if key in trial}
+    numbers = values and all(isinstance(x, int | float) for x in values)
+    return (
+        bool(numbers)
+        and len(values) > 1
+        and row["setting"][key]
+        in (
+            min(values),
+            max(values),
+        )
+    )
 
 
 def reference_rows(models: Models) -> dict[str, Any]:

@@ -180,7 +180,7 @@ METHODS: Mapping[str, Method] = {
         cart,
         centered=True,
         laws=_ONE,
-        grid={"rank": (0.04, 0.08, 0.16), "scale": (1.5, 3.0)},
+        grid={"rank": (0.04, 0.08), "scale": (2.0, 3.0, 4.5)},
     ),
     "cart_data_free": Method(
         cart_data_free,
@@ -209,7 +209,7 @@ METHODS: Mapping[str, Method] = {
     "cart_indexing": Method(
         cart_indexing,
         laws=("translation", "scale_zero", "one_expert", "equal"),
-        grid={"rank": (0.02, 0.04, 0.08, 0.16)},
+        grid={"rank": (0.04, 0.08, 0.16, 0.32)},
     ),
     # averages
     "weight_average": Method(
