@@ -20,6 +20,7 @@ from centermerge_jax.report.document import (
     Heading,
     Picture,
     Section,
+    Text,
 )
 from centermerge_jax.report.wording import (
     counted,
@@ -34,6 +35,10 @@ _REFERENCES = {
     "joint": "joint training on all tasks",
     "experts": "the individual experts",
 }
+_VERDICTS = (
+    "A claim about accuracies is shown, or not shown, where the 95 % interval leaves "
+    "no doubt. It is mixed where that leaves a doubt, or where parts of it differ."
+)
 
 
 def title(comparison: Mapping[str, Any]) -> str:
@@ -86,7 +91,7 @@ def section(comparison: Mapping[str, Any], slug: str) -> Section:
             )
             for claim in claims
         ]
-        blocks += [Heading("Claims"), Claims(shown)]
+        blocks += [Heading("Claims"), Text(_VERDICTS), Claims(shown)]
     blocks += [Heading("Accuracy on every task"), accuracy_table(comparison)]
     blocks.append(_bars(comparison, slug))
     blocks += _gaps(comparison, slug)
