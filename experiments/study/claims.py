@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from centermerge_jax.demo import QUICK
 from experiments.study.intervals import Run, difference, interval
 from experiments.study.notebook import Notebook
 from experiments.study.questions import RULES, SCALES, SHARES, by_share
@@ -217,13 +218,14 @@ def _place(found: Mapping[str, Any], right: Mapping[str, Sequence[Run]]) -> Clai
     )
     value, half = difference(right["cart"], right[rival])
     best = ", ".join(
-        f"{rows[n]['label']} {_percent(rows[n]['mean'])}" for n in order[:4]
+        f"{rows[n]['label']} {_percent(rows[n]['mean'])}"
+        for n in dict.fromkeys([*order[:3], "cart"])
     )
     return _claim(
         "CART is better than the other static merging methods that were tried.",
-        f"place {1 + order.index('cart')} of {len(order)}: {best}; CART "
-        f"{_percent(rows['cart']['mean'])}; CART minus {rows[rival]['label']}, the "
-        f"other that is best on validation: {_points(value, half)}",
+        f"place {1 + order.index('cart')} of {len(order)}, the best {best}; CART minus "
+        f"{rows[rival]['label']}, the other that is best on validation: "
+        f"{_points(value, half)}",
         _verdict(value, half),
         "accuracy",
     )
@@ -239,12 +241,14 @@ def _data_free(
         f"{rule}: {_points(*difference(_tests(books, rule), right['cart']))}"
         for rule in RULES
     )
+    seen = sorted(set(QUICK.tasks) & set(right["cart"][0]))
+    chosen = f". The rule was chosen on experts of {', '.join(seen)}" if seen else ""
     return [
         _claim(
             "A rank and scale chosen without data are within a point of searched ones "
             "(the paper has no rule).",
             f"8 % of rank, scale by projection, minus searched: "
-            f"{_points(value, half)}. Other rules: {others}",
+            f"{_points(value, half)}{chosen}. Other rules: {others}",
             _verdict(value + 0.01, half),
         )
     ]
