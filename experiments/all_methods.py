@@ -80,6 +80,8 @@ class Models:
       splits: Tokens of each task.
       experts: The moving leaves of each expert.
       base: Those of the pretrained model.
+      whole_experts: All leaves: what methods do that see whole models depends on them.
+      whole_base: Those of the pretrained model.
     """
 
     folder: Path
@@ -88,6 +90,8 @@ class Models:
     splits: Mapping[str, Mapping[str, Tokens]]
     experts: Mapping[str, Mapping[str, Any]]
     base: Mapping[str, Any]
+    whole_experts: Mapping[str, Mapping[str, Any]]
+    whole_base: Mapping[str, Any]
 
     @classmethod
     def of(cls, folder: Path, settings: Settings) -> "Models":
@@ -97,21 +101,27 @@ class Models:
         splits, heads = prepare(tasks, backbone, settings)
         moving = list(flat_leaves(backbone.pretrained))
         experts = {
-            name: open_checkpoint(folder / "experts" / f"{name}.safetensors")
+            name: open_checkpoint(folder / "experts" / f"{name}.safetensors").read_all()
             for name in sorted(settings.tasks)
         }
+        base = open_checkpoint(folder / "pretrained.safetensors").read_all()
         return cls(
-            folder,
-            backbone,
-            heads,
-            splits,
-            {name: model.read_all(moving) for name, model in experts.items()},
-            open_checkpoint(folder / "pretrained.safetensors").read_all(moving),
+            folder=folder,
+            backbone=backbone,
+            heads=heads,
+            splits=splits,
+            experts={
+                name: {leaf: tree[leaf] for leaf in moving}
+                for name, tree in experts.items()
+            },
+            base={leaf: base[leaf] for leaf in moving},
+            whole_experts=experts,
+            whole_base=base,
         )
 
     def outcomes(self, leaves: Any, kind: str, tasks: Sequence[str] = ()) -> Outcomes:
         """Which items of a split are classified rightly, of all tasks or of some."""
-        trained = as_params(leaves)
+        trained = as_params({leaf: leaves[leaf] for leaf in self.base})
         found = {}
         for name in tasks or self.heads:
             data = self.splits[name][kind]
@@ -142,7 +152,9 @@ class Models:
 
             key = jax.random.key(0)
             numbers = fisher_statistics(logits, params[name], batches[name], key=key)
-            found[name] = flat_leaves(numbers)
+            # The frozen leaves are the same in all experts.
+            still = {leaf: np.zeros_like(x) for leaf, x in self.whole_base.items()}
+            found[name] = still | flat_leaves(numbers)
         return found
 
     def path(self, name: str) -> Path:
@@ -212,8 +224,8 @@ def merged(
 ) -> Any:
     """The merged leaves; of one task's model where the method makes such."""
     told = dict(setting) if task is None else {**setting, "task": task}
-    base = (models.base,) if method.needs_base else ()
-    return method.function(models.experts, *base, **told, **data)
+    base = (models.whole_base,) if method.needs_base else ()
+    return method.function(models.whole_experts, *base, **told, **data)
 
 
 def from_files(
@@ -244,7 +256,7 @@ def from_files(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
-    leaves = open_checkpoint(output).read_all(list(models.base))
+    leaves = open_checkpoint(output).read_all()
     manifest = json.loads(Path(f"{output}.manifest.json").read_text())
     return leaves, manifest
 
@@ -258,9 +270,6 @@ def write_all_statistics(models: Models, kind: Kind, found: Any) -> dict[str, Pa
     }
     together = {name: expert_digest(each) for name, each in digests.items()}
     for name, values in found.items():
-        if kind == "fisher":  # the frozen leaves are the same in all experts
-            whole = open_checkpoint(models.path(name)).read_all()
-            values = {n: np.zeros_like(x) for n, x in whole.items()} | values  # noqa: PLW2901
         path = models.folder / f"{name}-{kind}.safetensors"
         path.unlink(missing_ok=True)
         origin = Origin(

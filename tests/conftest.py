@@ -1,6 +1,8 @@
 """Strict JAX for every test: what is implicit elsewhere is an error here."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before the first use of JAX: tests of sharding need several devices on any machine.
@@ -31,6 +33,24 @@ def _modules_with_shapes():
 
 
 jaxtyping.install_import_hook(list(_modules_with_shapes()), "beartype.beartype")
+
+
+def pytest_configure(config):
+    """What one process compiles, no other has to: those side by side and programs that
+    tests start share a folder. An entry that is half written is compiled again."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = tempfile.mkdtemp(prefix="centermerge-compiled-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    settings = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+    os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache"
 
 
 @pytest.fixture(autouse=True)

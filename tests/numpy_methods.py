@@ -742,7 +742,8 @@ def esm(experts, base, matrices, grams, scale):
 
     for names, update in updates.items():
         alike = [norm(y) for other, y in updates.items() if kind(other) == kind(names)]
-        weight = (norm(update) / np.mean(alike)) ** 2
+        changed = [n for n in alike if n > 0] or [1.0]
+        weight = (norm(update) / np.mean(changed)) ** 2
         split, join = matrices[names]
         for n, part in zip(names, join([weight * update]), strict=True):
             found[n] = base[n] + scale * part

@@ -46,7 +46,7 @@ def esm(
         U     = [P_1 ... P_T],  V = [A_1; ...; A_T], directions weighed by their
                 eigenvalues^0.15, and columns of V by (norm / mean)^2
         D     = 2 mean(s_U) mean(s_V) polar(U) polar(V)
-        theta = theta_0 + scale * (|D| / mean over like layers)^2 D
+        theta = theta_0 + scale * (|D| / mean over like layers that changed)^2 D
 
     G_t is the mean of x^T x over the inputs x of the matrix under expert t. Matrices
     without such statistics are merged as `tsv_m` does, and the same weight by layer is
@@ -153,7 +153,9 @@ def _layer_weights(
     weights = {}
     for names in alike.values():
         norms = [jnp.sqrt(squares[name]) for name in names]
-        mean = jnp.concatenate(norms).mean()
+        every = jnp.concatenate(norms)
+        # A layer that was frozen is none that changed little.
+        mean = every.sum() / _nonzero((every > 0).sum().astype(every.dtype))
         for name, n in zip(names, norms, strict=True):
             weights[name] = (n / _nonzero(mean)) ** _POWER
     found = {}

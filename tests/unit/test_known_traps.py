@@ -308,3 +308,31 @@ def test_a_threshold_that_is_no_cosine_is_refused(threshold):
 def test_a_constant_leaf_has_no_scope():
     with pytest.raises(cm.ParameterError, match="w is constant"):
         cm.methods.weight_scopes([{"w": np.zeros((2, 2), np.float32)}])
+
+
+@pytest.mark.parametrize(
+    "name",
+    # The others see whole models: shares of all entries, lengths, the depth of a layer.
+    sorted(set(METHODS) - {"ties", "pcb", "fisher", "lines", "lata"}),
+)
+def test_layers_that_were_frozen_do_not_change_what_becomes_of_others(name):
+    experts, base = zoo.models()
+    experts = zoo.tasks_of(name, experts)
+    still = {leaf: x for leaf, x in base.items() if leaf.startswith("blocks/1/")}
+    frozen = {task: tree | still for task, tree in experts.items()}
+    told = zoo.settings(METHODS[name])
+    given = zoo.data(METHODS[name], experts)
+    whole = zoo.run(name, frozen, base, **told, **given)
+
+    def without(tree):
+        return {leaf: x for leaf, x in tree.items() if leaf not in still}
+
+    fewer = {
+        kind: {task: without(x) for task, x in found.items()}
+        for kind, found in given.items()
+    }
+    short = {task: without(tree) for task, tree in frozen.items()}
+    wanted = zoo.run(name, short, without(base), **told, **fewer)
+    for leaf, x in wanted.items():
+        close = 1e-5 * np.abs(x).max()
+        np.testing.assert_allclose(whole[leaf], x, rtol=0, atol=close, err_msg=leaf)
