@@ -465,6 +465,6 @@ METHODS: Mapping[str, Method] = {
         scope="tree",
         data="gram",
         laws=("order", "translation", "scale_zero", "linear"),
-        grid=_SPECTRAL,
+        grid={"scale": (0.2, 0.3, 0.45, 0.7, 1.0, 1.5)},
     ),
 }
