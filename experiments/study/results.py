@@ -42,8 +42,8 @@ def comparison(study: Study, notebooks: Mapping[int, Notebook]) -> dict[str, Any
     return {
         "kind": "comparison",
         "title": _TITLES[study.kind].format(len(study.training.tasks)),
-        "command": f"python -m experiments.study {study.kind}"
-        + " --smoke" * study.smoke,
+        "command": f"python -m experiments.study {study.kind} "
+        f"--seeds {' '.join(map(str, notebooks))}{' --smoke' * study.smoke}",
         "date": now(),
         "versions": versions(),
         "settings": plain(asdict(study)),
