@@ -11,18 +11,11 @@ from centermerge_jax.progress import Report
 from experiments.study.experts import Trained
 from experiments.study.material import Material
 from experiments.study.notebook import Notebook
-from experiments.study.search import GRIDS, chosen, packed, searched, test_once
+from experiments.study.search import Grids, chosen, packed, searched, test_once
 
 SHARES = (0.02, 0.04, 0.08, 0.16, 0.32)
 SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-WAYS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Sequence[float]]]] = {
-    "fused": ({"views": "fused"}, GRIDS["cart"]),
-    "energy": (
-        {"rank": 1.0},
-        {"energy": (0.5, 0.7), "scale": GRIDS["cart"]["scale"]},
-    ),
-}
-"""What CART is told beside its grid; each way has as many points as CART has itself."""
+ENERGIES = (0.5, 0.7)
 
 RULES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "8 %, by length": ("cart_data_free", {"match": "length"}),
@@ -36,8 +29,18 @@ SHIFTS = {"left pretrained": 0.0, "mean": 1.0, "twice the mean": 2.0}
 """By how many mean task vectors biases and norms move; all of them are the sum."""
 
 
+def ways(
+    grids: Grids,
+) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Sequence[Any]]]]:
+    """What CART is told beside a grid; each way has as many points as CART itself."""
+    cart = grids["cart"]
+    energy = {"energy": ENERGIES, "scale": cart["scale"]}
+    return {"fused": ({"views": "fused"}, cart), "energy": ({"rank": 1.0}, energy)}
+
+
 def answer(
     seed: int,
+    grids: Grids,
     own: Material,
     models: Trained,
     notebook: Notebook,
@@ -56,7 +59,7 @@ def answer(
             grid={"rank": SHARES, "scale": SCALES},
             progress=progress,
         )
-    for way, (told, grid) in WAYS.items():
+    for way, (told, grid) in ways(grids).items():
         name, fixed = f"cart {way}", dict(told)
         if "views" in told:
             fixed["views"] = cm.views.load(told["views"])

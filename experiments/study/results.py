@@ -10,7 +10,7 @@ from centermerge_jax.evaluate import normalised
 from centermerge_jax.evaluation_files import now, versions
 from experiments.study.intervals import Run, difference, interval
 from experiments.study.notebook import Notebook, plain
-from experiments.study.search import GRIDS, mean, unpacked
+from experiments.study.search import mean, unpacked
 from experiments.study.settings import Study
 
 LABELS = {
@@ -82,7 +82,7 @@ def right_answers(notebooks: Iterable[Notebook]) -> dict[str, list[Run]]:
     for notebook in books:
         references = notebook.known("references")
         tests = {name: one["test"] for name, one in references.items()}
-        for name in GRIDS:
+        for name in LABELS:
             if tested := notebook.known(f"test of {name}"):
                 tests[name] = tested["outcomes"]
         for name, test in tests.items():

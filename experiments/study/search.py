@@ -23,7 +23,10 @@ _WIDE = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0)
 _SPECTRAL = (0.6, 1.0, 1.4, 1.8, 2.2, 2.8, 3.6, 4.6)
 _CENTRED = {"rank": (0.04, 0.08), "scale": (2.0, 3.0, 5.0, 8.0)}
 
-GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
+Grids = Mapping[str, Mapping[str, Sequence[Any]]]
+"""For each method the values of its hyperparameters that are tried."""
+
+_TEXT: Grids = {
     "weight_average": {},
     "task_arithmetic": {"scale": _SCALES},
     "ties": {"density": (0.2, 0.4), "scale": (0.3, 0.6, 1.0, 1.5)},
@@ -40,12 +43,29 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "wudi_closed": {"scale": _WIDE},
     "ace_merging": {"ridge": (1e-5, 1e-4), "scale": (0.8, 1.0, 1.3, 1.6)},
 }
-"""What is tried; the searched hyperparameters alone, others at their defaults.
+
+_LOW = (0.1, 0.2, 0.3, 0.6)
+
+_VISION: Grids = {
+    **_TEXT,
+    "task_arithmetic": {"scale": (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2)},
+    "ties": {"density": (0.1, 0.2), "scale": _LOW},
+    "truncated_task_arithmetic": {
+        "rank": (0.08, 0.32),
+        "scale": (0.05, 0.1, 0.2, 0.4),
+    },
+    "cart": {"rank": (0.08, 0.16), "scale": (2.0, 3.0, 5.0, 8.0)},
+    "cart_tsv": {"rank": (0.02, 0.04), "scale": (1.0, 1.5, 2.0, 3.0)},
+    "svc": {"merger": ("task_arithmetic", "iso_c"), "scale": _LOW},
+    "ace_merging": {"ridge": (1e-6, 1e-5), "scale": (0.8, 1.0, 1.3, 1.6)},
+}
+
+GRIDS: Mapping[str, Grids] = {"text": _TEXT, "vision": _VISION}
+"""What is tried, by kind of study: the searched hyperparameters alone.
 
 Of the methods of `experiments/all_methods.py` that make one model for all tasks without
 data these are the best, and the best known. Ranges were moved, of every method alike,
-once validation had chosen the edge of one for the first seed of the texts; then they
-were kept for all.
+once validation had chosen the edge of one for the first seed; then they were kept.
 """
 
 

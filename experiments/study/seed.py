@@ -24,9 +24,6 @@ from experiments.study.settings import Study
 CURVES = {"cart": "centered_scales", "truncated_task_arithmetic": "uncentered_scales"}
 """Of which methods accuracy is mapped over rank and scale."""
 
-_WHOLE = plain([GRIDS, questions.SHARES, questions.SCALES, questions.WAYS])
-"""All that is searched: what was finished before it changed is to be gone on with."""
-
 
 def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Notebook:
     """Does all that is not done yet for a seed."""
@@ -42,16 +39,20 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
         return made[0]
 
     models = trained(study, seed, folder, get)
-    if notebook.known("finished") == _WHOLE:
+    grids = GRIDS[study.kind]
+    # What was finished before this changed is to be gone on with.
+    all_searched = plain(
+        [grids, questions.SHARES, questions.SCALES, questions.ways(grids)]
+    )
+    if notebook.known("finished") == all_searched:
         return notebook
     own = get()
     notebook.once("references", lambda: _references(own, models))
-    methods = study.methods or tuple(GRIDS)
+    methods = study.methods or tuple(grids)
     for i, method in enumerate(methods):
         progress(f"seed {seed}: {method}", i / len(methods))
-        grid = GRIDS[method]
         points = searched(
-            method, method, own, models, notebook, grid=grid, progress=progress
+            method, method, own, models, notebook, grid=grids[method], progress=progress
         )
         test_once(method, method, chosen(points), own, models, notebook)
     for method, scales in CURVES.items():
@@ -70,8 +71,8 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
         )
     notebook.once("average is its own centre", lambda: _identity(models.experts))
     notebook.once("analysis", lambda: _analysis(study, own, models, folder))
-    questions.answer(seed, own, models, notebook, progress=progress)
-    notebook.note("finished", _WHOLE)
+    questions.answer(seed, grids, own, models, notebook, progress=progress)
+    notebook.note("finished", all_searched)
     return notebook
 
 

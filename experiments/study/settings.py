@@ -65,6 +65,7 @@ VISION = Study(
         learning_rate=5e-5,
     ),
     seeds=(0, 1, 2),
+    uncentered_scales=(0.05, 0.1, 0.2, 0.4),
 )
 """DINOv2-S on eight sets of images."""
 

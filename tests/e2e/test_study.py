@@ -19,6 +19,7 @@ from experiments.study import intervals
 from experiments.study.__main__ import main
 from experiments.study.material import material, minilm, sampled
 from experiments.study.notebook import Notebook
+from experiments.study.results import LABELS
 from experiments.study.search import BUDGET, GRIDS
 from experiments.study.settings import STUDIES, TEXT, VISION, smoke
 
@@ -161,10 +162,11 @@ def test_texts_are_classified_as_by_the_whole_network():
 
 
 def test_every_method_has_the_same_budget():
-    for method, grid in GRIDS.items():
-        assert np.prod([len(values) for values in grid.values()]) <= BUDGET, method
-        assert set(grid) <= set(cm.METHODS[method].own)
     for study in STUDIES.values():
+        for method, grid in GRIDS[study.kind].items():
+            assert np.prod([len(values) for values in grid.values()]) <= BUDGET, method
+            assert set(grid) <= set(cm.METHODS[method].own)
+        assert set(GRIDS[study.kind]) <= set(LABELS)
         assert study.training.batch % len(study.training.tasks) == 0
         assert len(study.seeds) >= 2
     assert len(VISION.training.tasks) >= 8

@@ -43,7 +43,7 @@ def notebook(path, seed, *, methods, peak, ways, rest, few, interference):
     for name, accuracy in (("pretrained", 0.5), ("joint", 0.74), ("experts", 0.8)):
         both = {kind: answers(accuracy, seed) for kind in ("validation", "test")}
         book.note("references", {**book.known("references", {}), name: both})
-    for name, grid in GRIDS.items():
+    for name, grid in GRIDS["text"].items():
         accuracy = methods.get(name, 0.58)
         setting = {key: values[0] for key, values in grid.items()}
         book.note(f"points of {name}", [point(setting, accuracy)])
