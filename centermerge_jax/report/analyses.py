@@ -27,7 +27,7 @@ _NAMED = {
 
 def title(analysis: Mapping[str, Any]) -> str:
     """What an analysis is called."""
-    return f"Task vectors of {listed(analysis['tasks'])}"
+    return analysis.get("title") or f"Task vectors of {listed(analysis['tasks'])}"
 
 
 def summary(analysis: Mapping[str, Any]) -> list[str]:

@@ -212,7 +212,8 @@ def _check_analysis(content: Mapping[str, Any]) -> None:
             "shares": listed(schema.share, least=1),
             "origins": listed(schema.one_of("mean", "base"), least=1),
             "matrices": table(schema.anything),
-        }
+        },
+        {"title": maybe(schema.text)},
     )(content, "")
     count, tasks = len(content["shares"]), len(content["tasks"])
     curve = maybe(listed(maybe(schema.number), length=count))

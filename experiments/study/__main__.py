@@ -63,8 +63,11 @@ def main(
     found = comparison(chosen, notebooks)
     found["claims"] = claims(found, notebooks)
     output.mkdir(parents=True, exist_ok=True)
-    first = work / f"seed-{chosen.seeds[0]}" / "analysis.json"
-    write_whole(output / "analysis.json", first.read_bytes())
+    first = chosen.seeds[0]
+    analysis = json.loads((work / f"seed-{first}" / "analysis.json").read_bytes())
+    analysis["title"] = f"{found['title']}: task vectors of seed {first}"
+    text = json.dumps(analysis) + "\n"
+    write_whole(output / "analysis.json", text.encode())
     text = json.dumps(found, indent=1) + "\n"
     write_whole(output / "comparison.json", text.encode())
     for claim in found["claims"]:

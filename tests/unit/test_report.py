@@ -10,6 +10,7 @@ import pytest
 from study_results import ROWS, TASKS, analysis, comparison, mean, sweep
 
 from centermerge_jax.cli import main
+from centermerge_jax.errors import DataError
 from centermerge_jax.report import read_results, write_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -321,6 +322,14 @@ def test_what_is_not_known_is_left_out(tmp_path):
     assert "5 merging methods on 4 tasks." in page.text
     assert "None" not in page.text
     assert "nan" not in page.text
+
+
+def test_an_analysis_may_have_a_title(tmp_path):
+    _, page = report(tmp_path, result=analysis() | {"title": "Vectors of seed 7"})
+    assert "Vectors of seed 7" in page.text
+    written(tmp_path, result=analysis() | {"title": 7})
+    with pytest.raises(DataError, match="title"):
+        read_results([tmp_path])
 
 
 def test_one_expert_around_its_base(tmp_path):
