@@ -44,6 +44,7 @@ def claims(
         _fused(books, right),
         _energy(books, right),
         _rest(books),
+        _embeddings(books),
     ]
     return [claim for claim in told if claim]
 
@@ -357,20 +358,40 @@ def _energy(books: Sequence[Notebook], right: Mapping[str, Sequence[Run]]) -> Cl
 
 
 def _rest(books: Sequence[Notebook]) -> Claim:
-    ways = {
-        way: [unpacked(book.known("rest")["ways"][way]["test"]) for book in books]
-        for way in books[0].known("rest")["ways"]
-    }
-    rows = {
-        way: difference(ways["mean"], x) for way, x in ways.items() if way != "mean"
-    }
-    told = "; ".join(f"against {way}: {_points(*row)}" for way, row in rows.items())
+    told, verdict = _against_mean([book.known("rest")["ways"] for book in books])
     return _claim(
         "Biases and norms are best averaged, as CART does.",
         f"their mean {told}. Rank and scale are those chosen with the mean. Embeddings "
-        "were not fine-tuned here, so of them nothing is learnt",
-        _all(_verdict(*row) for row in rows.values()),
+        "stayed as pretrained in these experts",
+        verdict,
     )
+
+
+def _embeddings(books: Sequence[Notebook]) -> Claim | None:
+    """Where there are experts whose embeddings were fine-tuned."""
+    found = [book.known("embeddings") for book in books]
+    if not all(found):
+        return None
+    told, verdict = _against_mean([one["ways"] for one in found])
+    return _claim(
+        "Tables of embeddings are best averaged, as CART does.",
+        f"their mean {told}. These are other experts, of {len(found[0]['tasks'])} "
+        "tasks by seed, in which nothing was frozen; rank and scale are those chosen "
+        "with the mean",
+        verdict,
+    )
+
+
+def _against_mean(found: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """By seed, outcomes of ways to treat some leaves: the mean against the others."""
+    tests = {way: [unpacked(ways[way]["test"]) for ways in found] for way in found[0]}
+    rows = {
+        way: difference(tests["mean"], runs)
+        for way, runs in tests.items()
+        if way != "mean"
+    }
+    told = "; ".join(f"against {way}: {_points(*row)}" for way, row in rows.items())
+    return told, _all(_verdict(*row) for row in rows.values())
 
 
 def _all(verdicts: Iterable[str]) -> str:

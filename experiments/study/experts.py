@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +15,33 @@ from experiments.study.material import Material
 from experiments.study.settings import Study
 
 JOINT = "joint"
-"""Name of the model that was trained on all tasks together."""
+"""Name of the model that is trained on all tasks together."""
 
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """What fine-tuning made of the moving leaves.
-
-    Attributes:
-      experts: By task.
-      joint: Of all tasks together.
-    """
-
-    experts: Mapping[str, Mapping[str, Any]]
-    joint: Mapping[str, Any]
+Experts = Mapping[str, Mapping[str, Any]]
+"""By task, what fine-tuning made of the leaves that move."""
 
 
 def trained(
-    study: Study, seed: int, folder: Path, get: Callable[[], Material]
-) -> Trained:
-    """The experts of a seed: those that are missing are made and written first."""
+    study: Study,
+    seed: int,
+    folder: Path,
+    get: Callable[[], Material],
+    *,
+    joint: bool = True,
+) -> dict[str, Mapping[str, Any]]:
+    """The experts of a seed: those that are missing are made and written first.
+
+    Args:
+      study: With the tasks.
+      seed: One of the study's.
+      folder: Of their files.
+      get: Called for what they are made of if one is missing.
+      joint: Whether there is also `JOINT`.
+    """
     settings = study.at(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.safetensors" for name in (*settings.tasks, JOINT)}
+    names = (*settings.tasks, *([JOINT] * joint))
+    paths = {name: folder / f"{name}.safetensors" for name in names}
     record = {"made_by": "python -m experiments.study", "settings": asdict(settings)}
     missing = [name for name, path in paths.items() if not path.exists()]
     for path in paths.values():
@@ -59,9 +63,7 @@ def trained(
                 progress=show,
             )
             save(flat_leaves(found), paths[name], manifest=record)
-    read = {name: open_checkpoint(path).read_all() for name, path in paths.items()}
-    joint = read.pop(JOINT)
-    return Trained(read, joint)
+    return {name: open_checkpoint(path).read_all() for name, path in paths.items()}
 
 
 def _check_made_with(path: Path, record: Mapping[str, Any]) -> None:

