@@ -43,6 +43,7 @@ from centermerge_jax.methods import (
 )
 from centermerge_jax.models import dinov2
 from centermerge_jax.packages import versions
+from centermerge_jax.report.wording import at_an_edge
 from centermerge_jax.statistics import (
     Kind,
     Origin,
@@ -350,8 +351,9 @@ def markdown(rows: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     for name in sorted(found, key=lambda name: -found[name]["mean"]):
         row, own = rows[name], found[name]
         told = ", ".join(
-            f"{key} {value}{'*' if at_an_edge(row, key) else ''}"
+            f"{key} {value}{'*' * at_an_edge(value, values)}"
             for key, value in row["setting"].items()
+            for values in [[trial[key] for trial in row["tried"] if key in trial]]
         )
         lines.append(
             [
@@ -370,29 +372,6 @@ def markdown(rows: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         )
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return f"{table}\n\\* the smallest or the largest number that was tried\n"
-
-
-def at_an_edge(row: Mapping[str, Any], key: str) -> bool:
-    """Whether the smallest or the largest of several numbers was chosen.
-
-    Example:
-      >>> tried = [{"scale": 1.0}, {"scale": 2.0}, {"scale": 3.0}]
-      >>> at_an_edge({"setting": {"scale": 3.0}, "tried": tried}, "scale")
-      True
-      >>> at_an_edge({"setting": {"scale": 2.0}, "tried": tried}, "scale")
-      False
-    """
-    values = {trial[key] for trial in row["tried"] if key in trial}
-    numbers = values and all(isinstance(x, int | float) for x in values)
-    return (
-        bool(numbers)
-        and len(values) > 1
-        and row["setting"][key]
-        in (
-            min(values),
-            max(values),
-        )
-    )
 
 
 def reference_rows(models: Models) -> dict[str, Any]:

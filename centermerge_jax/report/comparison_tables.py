@@ -90,7 +90,8 @@ def settings_table(comparison: Mapping[str, Any]) -> Table | None:
     for name, row in merges(comparison).items():
         chosen: dict[str, list[Mapping[str, Any]]] = {}
         for run in row.get("runs", ()):
-            if text := setting_text(run.get("setting")):
+            points = [point.get("setting") or {} for point in run.get("points") or ()]
+            if text := setting_text(run.get("setting"), points):
                 chosen.setdefault(text, []).append(run)
         for text, runs in chosen.items():
             seeds = [str(run["seed"]) for run in runs if run.get("seed") is not None]
@@ -111,7 +112,8 @@ def settings_table(comparison: Mapping[str, Any]) -> Table | None:
     return Table(
         "The settings chosen for each method by their accuracy on validation examples: "
         "with which seeds, among how many, and that accuracy as the mean over these "
-        "seeds.",
+        "seeds. A star marks the smallest or the largest number that was tried: beyond "
+        "it there may be more.",
         ("method", "setting", "seeds", "tried", "validation (%)"),
         rows,
         marked,

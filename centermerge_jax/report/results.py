@@ -135,6 +135,7 @@ def _check_comparison(content: Mapping[str, Any]) -> None:
             "seed": maybe(schema.anything),
             "setting": maybe(_SETTING),
             "validation": maybe(schema.share),
+            "points": maybe(listed(fields({}, {"setting": maybe(_SETTING)}))),
             "items": maybe(table(schema.whole)),
             "mean": maybe(schema.share),
             "merge_seconds": maybe(schema.positive),

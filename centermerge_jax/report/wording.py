@@ -60,22 +60,40 @@ def seconds(value: int | float) -> str:
     return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
 
 
-def setting_text(setting: Mapping[str, Any] | None) -> str:
-    """Hyperparameters in a line.
+def setting_text(
+    setting: Mapping[str, Any] | None, tried: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Hyperparameters in a line, with a star for the edges of what was tried.
 
     Example:
       >>> setting_text({"rank": 0.04, "scale": 4.0}), setting_text({"rank": 16})
       ('rank 4 %, scale 4', 'rank 16')
+      >>> setting_text({"scale": 4.0}, [{"scale": 2.0}, {"scale": 4.0}])
+      'scale 4*'
     """
     shown = []
     for name, value in (setting or {}).items():
         if name == "rank" and isinstance(value, float) and 0 < value <= 1:
-            shown.append(f"rank {100 * value:g} %")
+            text = f"rank {100 * value:g} %"
         elif isinstance(value, float):
-            shown.append(f"{name} {value:g}")
+            text = f"{name} {value:g}"
         else:
-            shown.append(f"{name} {value}")
+            text = f"{name} {value}"
+        values = [one[name] for one in tried if name in one]
+        shown.append(text + "*" * at_an_edge(value, values))
     return ", ".join(shown)
+
+
+def at_an_edge(value: Any, tried: Sequence[Any]) -> bool:
+    """Whether it is the smallest or the largest of several numbers.
+
+    Example:
+      >>> at_an_edge(3, [1, 2, 3]), at_an_edge(2, [1, 2, 3]), at_an_edge(1, [1])
+      (True, False, False)
+    """
+    if not all(isinstance(x, int | float) for x in tried) or len(set(tried)) < 2:
+        return False
+    return value in (min(tried), max(tried))
 
 
 def command_text(command: Any) -> str:

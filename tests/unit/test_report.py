@@ -332,6 +332,19 @@ def test_an_analysis_may_have_a_title(tmp_path):
         read_results([tmp_path])
 
 
+def test_a_setting_at_an_edge_of_what_was_tried_is_marked(tmp_path):
+    content = RESULTS["comparison"]()
+    for run in content["methods"]["cart"]["runs"]:
+        run["setting"] = {"rank": 0.08, "scale": 4.0}
+        run["points"] = [
+            {"setting": {"rank": rank, "scale": scale}}
+            for rank in (0.04, 0.08, 0.16)
+            for scale in (2.0, 4.0)
+        ]
+    text, _ = report(tmp_path, comparison=content)
+    assert "rank 8 %, scale 4*" in text
+
+
 def test_one_expert_around_its_base(tmp_path):
     given = analysis()
     given["origins"] = ["base"]
