@@ -119,7 +119,7 @@ def comparison():
                 "claim": "CART is within 1 to 3 % of joint training",
                 "figure": None,
                 "numbers": "3.8 points",
-                "verdict": "mixed",
+                "verdict": "open",
             },
         ],
     }

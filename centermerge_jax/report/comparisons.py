@@ -22,6 +22,7 @@ from centermerge_jax.report.document import (
     Section,
     Text,
 )
+from centermerge_jax.report.results import VERDICTS
 from centermerge_jax.report.wording import (
     counted,
     distance,
@@ -35,9 +36,9 @@ _REFERENCES = {
     "joint": "joint training on all tasks",
     "experts": "the individual experts",
 }
-_VERDICTS = (
+_OF_VERDICTS = (
     "A claim about accuracies is shown, or not shown, where the 95 % interval leaves "
-    "no doubt. It is mixed where that leaves a doubt, or where parts of it differ."
+    "no doubt, and open where it leaves one. A claim is mixed where parts of it differ."
 )
 
 
@@ -66,9 +67,7 @@ def summary(comparison: Mapping[str, Any]) -> list[str]:
         said.append(f"The plain average of the weights has {mean}{gain}.")
     if claims := comparison.get("claims"):
         found = Counter(claim["verdict"] for claim in claims)
-        shares = [
-            f"{found[x]} {x}" for x in ("shown", "mixed", "not shown") if found[x]
-        ]
+        shares = [f"{found[x]} {x}" for x in VERDICTS if found[x]]
         said.append(f"Of {counted(len(claims), 'claim')}: {listed(shares)}.")
     return said
 
@@ -91,7 +90,7 @@ def section(comparison: Mapping[str, Any], slug: str) -> Section:
             )
             for claim in claims
         ]
-        blocks += [Heading("Claims"), Text(_VERDICTS), Claims(shown)]
+        blocks += [Heading("Claims"), Text(_OF_VERDICTS), Claims(shown)]
     blocks += [Heading("Accuracy on every task"), accuracy_table(comparison)]
     blocks.append(_bars(comparison, slug))
     blocks += _gaps(comparison, slug)

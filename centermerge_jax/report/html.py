@@ -19,7 +19,7 @@ from centermerge_jax.report.document import (
     Text,
 )
 
-VERDICTS = {"shown": "✓", "mixed": "≈", "not shown": "✗"}
+SIGNS = {"shown": "✓", "not shown": "✗", "open": "?", "mixed": "≈"}
 """Signs of verdicts, so that colour is not all that tells them apart."""
 
 
@@ -180,7 +180,7 @@ def _claims(block: Claims) -> str:
     items = []
     for claim in block.claims:
         kind = claim.verdict.replace(" ", "-")
-        sign = f'<span aria-hidden="true">{VERDICTS[claim.verdict]}</span>'
+        sign = f'<span aria-hidden="true">{SIGNS[claim.verdict]}</span>'
         link = ""
         if claim.figure:
             link = f' <a href="#{escape(claim.figure)}">See the figure.</a>'

@@ -15,7 +15,8 @@ from centermerge_jax.report.schema import fields, listed, maybe, table
 KINDS = ("comparison", "analysis", "sweep")
 """What a result can be, in the order in which a report shows them."""
 
-_VERDICTS = ("shown", "not shown", "mixed")
+VERDICTS = ("shown", "not shown", "open", "mixed")
+"""What can be said of a claim."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def read_results(paths: Sequence[str | Path]) -> tuple[list[Result], list[str]]:
         any depth. There, JSON that has no `kind` is of something else, and left out.
 
     Returns:
-      The results, by kind and path, each file once; and a note for each file that was
-      left out.
+      The results, by kind and then as they were given, each file once; and a note for
+      each file that was left out.
 
     Raises:
       CheckpointError: A file is not there, cannot be read or is no JSON.
@@ -65,8 +66,7 @@ def read_results(paths: Sequence[str | Path]) -> tuple[list[Result], list[str]]:
     if not found:
         shown = ", ".join(map(str, paths))
         raise DataError(f"there are no results in {shown or 'nothing'}")
-    order = sorted(found.values(), key=lambda x: (KINDS.index(x.kind), str(x.path)))
-    return order, notes
+    return sorted(found.values(), key=lambda x: KINDS.index(x.kind)), notes
 
 
 def _files(paths: Sequence[str | Path]) -> Iterator[tuple[Path, bool]]:
@@ -160,7 +160,7 @@ def _check_comparison(content: Mapping[str, Any]) -> None:
         },
     )
     claim = fields(
-        {"claim": schema.text, "verdict": schema.one_of(*_VERDICTS)},
+        {"claim": schema.text, "verdict": schema.one_of(*VERDICTS)},
         {"figure": maybe(schema.text), "numbers": maybe(schema.text)},
     )
     fields(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from centermerge_jax.demo import QUICK
+from centermerge_jax.report.wording import signed
 from experiments.study.intervals import Run, difference, interval
 from experiments.study.notebook import Notebook
 from experiments.study.questions import RULES, SCALES, SHARES, by_share
@@ -55,7 +56,7 @@ def _claim(text: str, numbers: str, verdict: str, figure: str | None = None) -> 
 
 def _points(value: float, half: float) -> str:
     """A difference of accuracies, in points."""
-    return f"{100 * value:+.1f} ± {100 * half:.1f} points"
+    return f"{signed(100 * value)} ± {100 * half:.1f} points"
 
 
 def _percent(value: float) -> str:
@@ -65,7 +66,7 @@ def _percent(value: float) -> str:
 def _verdict(value: float, half: float) -> str:
     """Of a difference that is claimed to be positive."""
     if abs(value) <= half:
-        return "mixed"
+        return "open"
     return "shown" if value > 0 else "not shown"
 
 
@@ -281,10 +282,10 @@ def _growth(books: Sequence[Notebook]) -> Claim | None:
     first, *_, last = gains.values()
     change = np.subtract(last, first)
     told = "; ".join(
-        f"{name}: {100 * np.mean(x):+.1f} (best {', '.join(best[name])})"
+        f"{name}: {signed(100 * float(np.mean(x)))} (best {', '.join(best[name])})"
         for name, x in gains.items()
     )
-    verdict = "mixed"
+    verdict = "open"
     if min(change) > 0.01:
         verdict = "shown"
     elif max(change) < -0.01:
@@ -341,8 +342,8 @@ def _fused(books: Sequence[Notebook], right: Mapping[str, Sequence[Run]]) -> Cla
         "as three.",
         "fused minus split, each with its best rank and scale: "
         f"{_points(value, half)}; on validation at the same settings "
-        f"{100 * everywhere:+.1f} points on average",
-        _verdict(value, half) if agreed else "mixed",
+        f"{signed(100 * everywhere)} points on average",
+        _verdict(value, half) if agreed else "open",
     )
 
 
@@ -399,4 +400,4 @@ def _all(verdicts: Iterable[str]) -> str:
     found = set(verdicts)
     if found == {"shown"}:
         return "shown"
-    return "not shown" if "not shown" in found else "mixed"
+    return "not shown" if "not shown" in found else "open"

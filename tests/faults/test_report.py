@@ -74,8 +74,8 @@ CASES = {
     "curves.cart.accuracy has no number": changed(
         comparison, ["curves", "cart", "accuracy"], [[None] * 3] * 4
     ),
-    "claims[0].verdict is 'yes', expected one of shown, not shown, mixed": changed(
-        comparison, ["claims", 0, "verdict"], "yes"
+    "claims[0].verdict is 'no', expected one of shown, not shown, open, mixed": changed(
+        comparison, ["claims", 0, "verdict"], "no"
     ),
     "kind is 'story', expected one of comparison, analysis, sweep": changed(
         comparison, ["kind"], "story"

@@ -158,7 +158,7 @@ def test_the_summary_says_the_numbers(whole):
         f"CART has {accuracy['cart']:.1f} ± 1.1 % and is 3rd of 6.",
         f"CART is {accuracy['joint'] - accuracy['cart']:.1f} ± 1.2 points below joint",
         f"joint training on all tasks ({accuracy['joint']:.1f} %)",
-        "Of 3 claims: 1 shown, 1 mixed and 1 not shown.",
+        "Of 3 claims: 1 shown, 1 not shown and 1 open.",
         "The top 8 % of singular directions hold 84.5 % of the energy of centred",
         "Centred, tasks interfere more at all 4 ranks that were measured, with I(k)",
         "normalised over the top k: 2.81 centred and 2.43 not, at rank 8 %.",
@@ -196,7 +196,7 @@ def test_the_table_has_every_accuracy_the_best_in_bold_and_cart_marked(whole):
 def test_claims_lead_to_their_figures(whole):
     text, _ = whole
     claims = re.findall(r'<li class="([a-z-]+)"><strong.*?</li>', text, re.DOTALL)
-    assert claims == ["shown", "not-shown", "mixed"]
+    assert claims == ["shown", "not-shown", "open"]
     links = re.findall(r'<a href="#([^"]*)">See the figure', text)
     assert links == ["comparison-rank-curve", "analysis-interference"]
 
@@ -294,7 +294,9 @@ def test_two_results_of_a_kind_do_not_share_names_and_claims_find_the_nearest(tm
     for name in ("text", "vision"):
         (tmp_path / name).mkdir()
         written(tmp_path / name, comparison=comparison(), analysis=analysis())
-    results, _ = read_results([tmp_path])
+    given = [tmp_path / name for name in ("vision", "text")]
+    results, _ = read_results(given)
+    assert [one.path.parent for one in results] == given * 2
     write_report(results, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     page = Reader(text)
