@@ -146,19 +146,21 @@ def _curves(study: Study, notebooks: Mapping[int, Notebook]) -> dict[str, Any]:
         "truncated_task_arithmetic": study.uncentered_scales,
     }
     for method, values in scales.items():
-        tables, tests = [], []
+        tables = []
         for notebook in notebooks.values():
             by_setting = {
                 (row[0]["rank"], row[0]["scale"]): float(np.mean(list(row[1].values())))
                 for row in notebook.known(f"points of curve of {method}")
             }
             tables.append([[by_setting[r, s] for s in values] for r in study.shares])
-            rows = notebook.known(f"tested curve of {method}")
-            tests.append([mean(row["outcomes"]) for row in rows])
         found[method] = {
             "shares": list(study.shares),
             "scales": list(values),
             "accuracy": np.mean(tables, axis=0).tolist(),
-            "tested": np.mean(tests, axis=0).tolist(),
         }
+    tests = [
+        [mean(row["outcomes"]) for row in notebook.known("tested curve of cart")]
+        for notebook in notebooks.values()
+    ]
+    found["cart"]["tested"] = np.mean(tests, axis=0).tolist()
     return found

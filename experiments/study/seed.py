@@ -80,10 +80,9 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
             grid={"rank": study.shares, "scale": getattr(study, scales)},
             progress=progress,
         )
-        notebook.once(
-            f"tested curve of {method}",
-            lambda m=method: _tested_curve(study, m, own, experts, notebook),
-        )
+    notebook.once(
+        "tested curve of cart", lambda: _tested_curve(study, own, experts, notebook)
+    )
     notebook.once("average is its own centre", lambda: _identity(experts))
     notebook.once("analysis", lambda: _analysis(study, own, experts, folder))
     questions.answer(seed, grids, own, experts, notebook, progress=progress)
@@ -115,15 +114,15 @@ def _references(
 
 
 def _tested_curve(
-    study: Study, method: str, own: Material, experts: Experts, notebook: Notebook
+    study: Study, own: Material, experts: Experts, notebook: Notebook
 ) -> list[dict[str, Any]]:
-    """A test at each rank, with the scale that is best on validation items."""
-    points = [Point(*row) for row in notebook.known(f"points of curve of {method}")]
+    """A test of CART at each rank, with the scale that is best on validation items."""
+    points = [Point(*row) for row in notebook.known("points of curve of cart")]
     settings = [
         chosen([p for p in points if p.setting["rank"] == share])
         for share in study.shares
     ]
-    return [tested(method, setting, own, experts) for setting in settings]
+    return [tested("cart", setting, own, experts) for setting in settings]
 
 
 def _analysis(
