@@ -14,7 +14,7 @@ from experiments.study.search import Grids, both, chosen, searched, test_once
 
 SHARES = (0.02, 0.04, 0.08, 0.16, 0.32)
 SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-ENERGIES = (0.5, 0.7)
+ENERGIES = (0.7, 0.8, 0.9, 0.95)
 
 RULES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "8 %, by length": ("cart_data_free", {"match": "length"}),

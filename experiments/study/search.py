@@ -44,20 +44,19 @@ _TEXT: Grids = {
     "ace_merging": {"ridge": (1e-5, 1e-4), "scale": (0.8, 1.0, 1.3, 1.6)},
 }
 
-_LOW = (0.1, 0.2, 0.3, 0.6)
-
 _VISION: Grids = {
     **_TEXT,
     "task_arithmetic": {"scale": (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2)},
-    "ties": {"density": (0.1, 0.2), "scale": _LOW},
+    "ties": {"density": (0.05, 0.1, 0.2, 0.4), "scale": (0.1, 0.2)},
     "truncated_task_arithmetic": {
         "rank": (0.08, 0.32),
-        "scale": (0.05, 0.1, 0.2, 0.4),
+        "scale": (0.01, 0.02, 0.03, 0.05),
     },
-    "cart": {"rank": (0.08, 0.16), "scale": (2.0, 3.0, 5.0, 8.0)},
-    "cart_tsv": {"rank": (0.02, 0.04), "scale": (1.0, 1.5, 2.0, 3.0)},
-    "svc": {"merger": ("task_arithmetic", "iso_c"), "scale": _LOW},
-    "ace_merging": {"ridge": (1e-6, 1e-5), "scale": (0.8, 1.0, 1.3, 1.6)},
+    "cart": {"rank": (0.08, 0.16, 0.24, 0.32), "scale": (5.0, 10.0)},
+    "cart_tsv": {"rank": (0.02, 0.04, 0.08, 0.16), "scale": (1.5, 2.5)},
+    "iso_cts": {"scale": (1.4, 1.8, 2.2, 2.8, 3.6, 4.6, 6.0, 8.0)},
+    "svc": {"merger": ("task_arithmetic", "iso_c"), "scale": (0.1, 0.2, 0.3, 0.6)},
+    "ace_merging": {"ridge": (1e-7, 1e-6, 1e-5, 1e-4), "scale": (1.0, 1.3)},
 }
 
 GRIDS: Mapping[str, Grids] = {"text": _TEXT, "vision": _VISION}

@@ -80,9 +80,7 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
             grid={"rank": study.shares, "scale": getattr(study, scales)},
             progress=progress,
         )
-    notebook.once(
-        "tested curve of cart", lambda: _tested_curve(study, own, experts, notebook)
-    )
+    _test_curve(study, own, experts, notebook)
     notebook.once("average is its own centre", lambda: _identity(experts))
     notebook.once("analysis", lambda: _analysis(study, own, experts, folder))
     questions.answer(seed, grids, own, experts, notebook, progress=progress)
@@ -113,16 +111,19 @@ def _references(
     }
 
 
-def _tested_curve(
+def _test_curve(
     study: Study, own: Material, experts: Experts, notebook: Notebook
-) -> list[dict[str, Any]]:
-    """A test of CART at each rank, with the scale that is best on validation items."""
+) -> None:
+    """Tests CART at each rank, with the scale that is best on validation items."""
     points = [Point(*row) for row in notebook.known("points of curve of cart")]
-    settings = [
-        chosen([p for p in points if p.setting["rank"] == share])
-        for share in study.shares
-    ]
-    return [tested("cart", setting, own, experts) for setting in settings]
+    rows = notebook.known("tested curve of cart", [])
+    for share in study.shares:
+        setting = chosen([p for p in points if p.setting["rank"] == share])
+        if all(row["setting"] != setting for row in rows):
+            rows = [row for row in rows if row["setting"]["rank"] != share]
+            rows.append(tested("cart", setting, own, experts))
+            rows.sort(key=lambda row: row["setting"]["rank"])
+            notebook.note("tested curve of cart", rows)
 
 
 def _analysis(

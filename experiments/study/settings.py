@@ -30,8 +30,8 @@ class Study:
         default=(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
     )
     # The higher the rank, the larger the scale that it needs.
-    centered_scales: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-    uncentered_scales: tuple[float, ...] = (0.2, 0.4, 0.7, 1.0)
+    centered_scales: tuple[float, ...] = tuple(2.0**i for i in range(-2, 8))
+    uncentered_scales: tuple[float, ...] = (0.1, 0.2, 0.4, 0.7, 1.0)
     test: int = 500
     tokens: int = 32
     methods: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ VISION = Study(
         learning_rate=5e-5,
     ),
     seeds=(0, 1, 2),
-    uncentered_scales=(0.05, 0.1, 0.2, 0.4),
+    uncentered_scales=(0.01, 0.02, 0.03, 0.05, 0.1, 0.2),
 )
 """DINOv2-S on eight sets of images."""
 
