@@ -166,7 +166,9 @@ def gap_bars(comparison: Mapping[str, Any]) -> Figure:
     rows = merges(comparison)
     references = [x for x in ("joint", "experts") if x in comparison["methods"]]
     figure = new_figure(1.0 + 0.2 * len(rows))
-    panels = figure.subplots(1, len(references), squeeze=False, sharey=True)[0]
+    panels = figure.subplots(
+        1, len(references), squeeze=False, sharex=True, sharey=True
+    )[0]
     places = np.arange(len(rows))
     for axes, reference in zip(panels, references, strict=True):
         found = [gaps(comparison, name, reference) or (0, 0) for name in rows]

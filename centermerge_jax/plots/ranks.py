@@ -22,8 +22,12 @@ from centermerge_jax.plots.style import (
 CENTRED = {"cart": "centred (CART)", "truncated_task_arithmetic": "not centred"}
 """The two methods whose rank curves are compared, and what they are called there."""
 
+TESTED = "centred, on test examples"
+"""What CART's accuracies on test examples are called in rank curves."""
+
 _SERIES = ((BLUE, "o-"), (ORANGE, "s--"), (GREEN, "^-."))
 _STYLES = ("-", "--", ":", "-.")
+_SPAN = 10  # points that a map's colours tell apart; all below look alike
 _MOST_NUMBERS = 12  # in a row of a map: more do not fit
 
 
@@ -67,7 +71,8 @@ def accuracy_over_rank(comparison: Mapping[str, Any]) -> Figure:
     """Of each method, the best validation accuracy over scales at each rank.
 
     CART without a direction and with all of them is the average of the experts: where
-    its ends were not measured, they are those of the weight average.
+    its ends were not measured, they are those of the weight average. Where CART was
+    tested with the best scale at each rank (`tested`), that is a curve of its own.
 
     Args:
       comparison: With `curves`, and the weight average among its methods if it is to
@@ -97,6 +102,10 @@ def accuracy_over_rank(comparison: Mapping[str, Any]) -> Figure:
         for name in CENTRED
         if name in best
     }
+    cart = comparison["curves"].get("cart", {})
+    if found := cart.get("tested"):
+        tested = dict(zip(cart["shares"], found, strict=True))
+        curves[TESTED] = [tested.get(share) for share in shares]
     return rank_curve(shares, curves, lines=lines)
 
 
@@ -134,6 +143,8 @@ def grid_of_points(points: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
 def scale_rank_map(curve: Mapping[str, Any], *, title: str = "") -> Figure:
     """Accuracy at every rank (a column) and scale (a row), the best one framed.
 
+    Colours are of the ten points below the best.
+
     Args:
       curve: `shares`, `scales` and `accuracy[share][scale]` in [0, 1], None where there
         is none: an entry of a comparison's `curves`, or from `grid_of_points`.
@@ -148,6 +159,7 @@ def scale_rank_map(curve: Mapping[str, Any], *, title: str = "") -> Figure:
         columns=[f"{100 * share:g}" for share in curve["shares"]],
         rows=[f"{scale:g}" for scale in curve["scales"]],
         form="{:.1f}",
+        limits=(float(np.nanmax(percent)) - _SPAN, None),
     )
     row, column = np.unravel_index(np.nanargmax(percent), percent.shape)
     axes.add_patch(_frame(int(row), int(column)))

@@ -15,7 +15,13 @@ from centermerge_jax.plots.comparison import (
 from centermerge_jax.plots.cost import merge_seconds
 from centermerge_jax.progress import size_text
 from centermerge_jax.report.document import Cell, Table
-from centermerge_jax.report.wording import percent, seconds, setting_text, signed
+from centermerge_jax.report.wording import (
+    percent,
+    range_text,
+    seconds,
+    setting_text,
+    signed,
+)
 
 _LAST = math.inf  # places empty cells after all others
 
@@ -72,11 +78,12 @@ def cost_table(comparison: Mapping[str, Any]) -> Table:
         for name, cells in columns.items()
         if any(cell.text for cell in cells)
     }
+    memory = ", and the most memory of the process" * ("peak memory" in kept)
     return _table(
         "How far each method is from joint training and from the individual experts, "
         "in points with the half-width of the 95 % interval, and what it costs: the "
-        "time of one merge, of the whole search for its settings, and the most memory "
-        "of the process, as means over seeds.",
+        f"time of one merge, and of the whole search for its settings{memory}, as "
+        "means over seeds.",
         ["method", *kept],
         comparison,
         list(kept.values()),
@@ -90,8 +97,7 @@ def settings_table(comparison: Mapping[str, Any]) -> Table | None:
     for name, row in merges(comparison).items():
         chosen: dict[str, list[Mapping[str, Any]]] = {}
         for run in row.get("runs", ()):
-            points = [point.get("setting") or {} for point in run.get("points") or ()]
-            if text := setting_text(run.get("setting"), points):
+            if text := setting_text(run.get("setting"), _settings(run)):
                 chosen.setdefault(text, []).append(run)
         for text, runs in chosen.items():
             seeds = [str(run["seed"]) for run in runs if run.get("seed") is not None]
@@ -104,6 +110,7 @@ def settings_table(comparison: Mapping[str, Any]) -> Table | None:
                     Cell(text),
                     Cell(", ".join(seeds)),
                     Cell("" if tried is None else f"{tried:g}", order=tried or 0.0),
+                    Cell(range_text(_settings(runs[0]))),
                     _share(_mean(runs, "validation")),
                 )
             )
@@ -111,14 +118,19 @@ def settings_table(comparison: Mapping[str, Any]) -> Table | None:
         return None
     return Table(
         "The settings chosen for each method by their accuracy on validation examples: "
-        "with which seeds, among how many, and that accuracy as the mean over these "
-        "seeds. A star marks the smallest or the largest number that was tried: beyond "
-        "it there may be more.",
-        ("method", "setting", "seeds", "tried", "validation (%)"),
+        "with which seeds, among how many in which range, and that accuracy as the "
+        "mean over these seeds. A star marks the smallest or the largest number that "
+        "was tried: beyond it there may be more.",
+        ("method", "setting", "seeds", "tried", "range", "validation (%)"),
         rows,
         marked,
-        left=[1],
+        left=[1, 4],
     )
+
+
+def _settings(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a run has tried."""
+    return [point.get("setting") or {} for point in run.get("points") or ()]
 
 
 def _ordered(comparison: Mapping[str, Any]) -> list[str]:

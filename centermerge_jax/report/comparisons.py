@@ -1,7 +1,7 @@
 """The section of a report about a comparison of methods."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from centermerge_jax import plots
@@ -15,11 +15,13 @@ from centermerge_jax.report.comparison_tables import (
 )
 from centermerge_jax.report.document import (
     Block,
+    Cell,
     Claim,
     Claims,
     Heading,
     Picture,
     Section,
+    Table,
     Text,
 )
 from centermerge_jax.report.results import VERDICTS
@@ -37,8 +39,9 @@ _REFERENCES = {
     "experts": "the individual experts",
 }
 _OF_VERDICTS = (
-    "A claim about accuracies is shown, or not shown, where the 95 % interval leaves "
-    "no doubt, and open where it leaves one. A claim is mixed where parts of it differ."
+    "A claim about accuracies is shown, or contradicted, where the 95 % interval "
+    "leaves no doubt, open where it leaves one, and mixed where its parts differ. "
+    "Intervals are not corrected for the number of claims, and hold for these tasks."
 )
 
 
@@ -64,12 +67,34 @@ def summary(comparison: Mapping[str, Any]) -> list[str]:
             apart = 100 * (rows["cart"]["mean"] - average["mean"])
             gain = f"; CART is {distance(apart, None)} it"
         mean = with_interval(average["mean"], average.get("mean_half_width"))
-        said.append(f"The plain average of the weights has {mean}{gain}.")
+        base = rows.get("pretrained")
+        untouched = f", the pretrained model {percent(base['mean'])} %" if base else ""
+        said.append(f"The plain average of the weights has {mean}{untouched}{gain}.")
     if claims := comparison.get("claims"):
         found = Counter(claim["verdict"] for claim in claims)
         shares = [f"{found[x]} {x}" for x in VERDICTS if found[x]]
         said.append(f"Of {counted(len(claims), 'claim')}: {listed(shares)}.")
     return said
+
+
+def verdicts(comparisons: Sequence[Mapping[str, Any]]) -> Table | None:
+    """What several comparisons say of the same claims; None if they have none."""
+    found = [
+        {claim["claim"]: claim["verdict"] for claim in one.get("claims") or ()}
+        for one in comparisons
+    ]
+    claims = list(dict.fromkeys(claim for own in found for claim in own))
+    if sum(map(bool, found)) < 2:
+        return None
+    rows = [
+        [Cell(claim), *[Cell(own.get(claim, "")) for own in found]] for claim in claims
+    ]
+    return Table(
+        f"All claims; the numbers are in the sections. {_OF_VERDICTS}",
+        ("claim", *map(title, comparisons)),
+        rows,
+        left=range(1, len(found) + 1),
+    )
 
 
 def section(comparison: Mapping[str, Any], slug: str) -> Section:
@@ -80,6 +105,8 @@ def section(comparison: Mapping[str, Any], slug: str) -> Section:
       slug: Begins the names of figures, and is the address of the section.
     """
     blocks: list[Block] = []
+    if setup := comparison.get("setup"):
+        blocks += [Heading("What was done"), *map(Text, setup)]
     if claims := comparison.get("claims"):
         shown = [
             Claim(
@@ -176,7 +203,8 @@ def _ranks(comparison: Mapping[str, Any], slug: str) -> list[Block]:
             Picture(
                 f"{slug}-rank-curve",
                 plots.accuracy_over_rank(comparison),
-                "Mean accuracy on validation examples (up) against how many singular "
+                "Mean accuracy on validation examples (up), and if it says so on test "
+                "examples with the scales chosen there, against how many singular "
                 "directions are kept of each task vector's matrices (across, in "
                 "percent of all), at the best scale for each. Without a direction and "
                 "with all of them, CART is the average of the experts; between, the "
@@ -193,9 +221,8 @@ def _ranks(comparison: Mapping[str, Any], slug: str) -> list[Block]:
                 f"{slug}-scale-rank-{_slug(name)}",
                 plots.scale_rank_map(curve),
                 f"{known}: mean accuracy on validation examples in percent, for every "
-                "rank (a column) and scale (a row) that was tried. Yellow is best, and "
-                "the best one has a frame. A broad yellow area means that the choice "
-                "matters little.",
+                "rank (a column) and scale (a row) that was tried. Yellow is best, "
+                "dark is ten points below it or more, and the best one has a frame.",
                 f"Map of the accuracy of {known} over rank and scale.",
             )
         )

@@ -66,7 +66,7 @@ class Claim:
     Attributes:
       text: The claim.
       numbers: What was found.
-      verdict: "shown", "not shown", "open" or "mixed".
+      verdict: "shown", "contradicted", "open" or "mixed".
       figure: Name of the picture in which it is seen, if that is in the page; or None.
     """
 

@@ -19,7 +19,7 @@ from centermerge_jax.report.document import (
     Text,
 )
 
-SIGNS = {"shown": "✓", "not shown": "✗", "open": "?", "mixed": "≈"}
+SIGNS = {"shown": "✓", "contradicted": "✗", "open": "?", "mixed": "≈"}
 """Signs of verdicts, so that colour is not all that tells them apart."""
 
 

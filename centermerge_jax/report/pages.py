@@ -17,7 +17,7 @@ from centermerge_jax.report.document import (
     Section,
     Text,
 )
-from centermerge_jax.report.results import KINDS, Result
+from centermerge_jax.report.results import Result
 from centermerge_jax.report.wording import command_text
 
 _WRITERS = {"comparison": comparisons, "analysis": analyses, "sweep": sweeps}
@@ -63,10 +63,33 @@ WORDS = (
         ),
     ),
     (
+        "Singular directions",
+        (
+            "what a matrix is a sum of: its singular value decomposition. The top ones "
+            "have the largest singular values; their energy is the share of the sum of "
+            "all squared singular values."
+        ),
+    ),
+    (
+        "I(k) and R(k)",
+        (
+            "two measures of that paper, at rank k. I(k), the row-space interference, "
+            "is how much the inputs that tasks read overlap; R(k), the reconstruction "
+            "error, how much of the task vectors is left out. Both are to be low."
+        ),
+    ),
+    (
         "Joint training",
         (
             "one model trained on the data of all tasks at once, which merging tries "
             "to equal without having the data."
+        ),
+    ),
+    (
+        "Seed",
+        (
+            "one repetition of everything that depends on chance: fine-tuning, task "
+            "heads, and which examples are for validation."
         ),
     ),
     (
@@ -79,8 +102,9 @@ WORDS = (
     (
         "± and thin lines",
         (
-            "95 % intervals: where the numbers would be in 19 of 20 repetitions with "
-            "other test examples and, where there are several seeds, with other seeds."
+            "95 % intervals: made so that about 19 of 20 of them hold what the number "
+            "would be on average over test examples like these and, where there are "
+            "several seeds, over seeds."
         ),
     ),
     (
@@ -117,18 +141,21 @@ def page(results: Sequence[Result]) -> Page:
         heading = comparisons_only[0]
     else:
         heading = "Merging fine-tuned models: results"
-    words = Section("Words", "words", [Listing(WORDS)])
-    return Page(heading, summary, [words, *sections, _repeating(results)])
+    parts = [Section("Words", "words", [Listing(WORDS)])]
+    if verdicts := comparisons.verdicts(
+        [one.content for one in results if one.kind == "comparison"]
+    ):
+        parts.append(Section("Claims", "claims", [verdicts]))
+    return Page(heading, summary, [*parts, *sections, _repeating(results)])
 
 
 def _slugs(results: Sequence[Result]) -> list[str]:
     """A short name for each result: its kind, and its number if there are more."""
-    names = []
-    for kind in KINDS:
-        count = sum(result.kind == kind for result in results)
-        numbers = range(1, count + 1)
-        names += [kind if count == 1 else f"{kind}-{i}" for i in numbers]
-    return names
+    kinds = [result.kind for result in results]
+    return [
+        kind if kinds.count(kind) == 1 else f"{kind}-{kinds[: i + 1].count(kind)}"
+        for i, kind in enumerate(kinds)
+    ]
 
 
 def _linked(results: Sequence[Result], sections: Sequence[Section]) -> list[Section]:

@@ -15,7 +15,7 @@ from centermerge_jax.report.schema import fields, listed, maybe, table
 KINDS = ("comparison", "analysis", "sweep")
 """What a result can be, in the order in which a report shows them."""
 
-VERDICTS = ("shown", "not shown", "open", "mixed")
+VERDICTS = ("shown", "contradicted", "open", "mixed")
 """What can be said of a claim."""
 
 
@@ -44,8 +44,8 @@ def read_results(paths: Sequence[str | Path]) -> tuple[list[Result], list[str]]:
         any depth. There, JSON that has no `kind` is of something else, and left out.
 
     Returns:
-      The results, by kind and then as they were given, each file once; and a note for
-      each file that was left out.
+      The results, those of a folder together and in the order of `KINDS`, else as they
+      were given, each file once; and a note for each file that was left out.
 
     Raises:
       CheckpointError: A file is not there, cannot be read or is no JSON.
@@ -66,7 +66,12 @@ def read_results(paths: Sequence[str | Path]) -> tuple[list[Result], list[str]]:
     if not found:
         shown = ", ".join(map(str, paths))
         raise DataError(f"there are no results in {shown or 'nothing'}")
-    return sorted(found.values(), key=lambda x: KINDS.index(x.kind)), notes
+    folders = list(dict.fromkeys(path.parent for path in found))
+    order = sorted(
+        found,
+        key=lambda path: (folders.index(path.parent), KINDS.index(found[path].kind)),
+    )
+    return [found[path] for path in order], notes
 
 
 def _files(paths: Sequence[str | Path]) -> Iterator[tuple[Path, bool]]:
@@ -167,6 +172,7 @@ def _check_comparison(content: Mapping[str, Any]) -> None:
         {"methods": table(method)},
         {
             "title": maybe(schema.text),
+            "setup": maybe(listed(schema.text)),
             "seeds": listed(schema.anything),
             "curves": maybe(table(_check_curve)),
             "claims": maybe(listed(claim)),
@@ -186,7 +192,8 @@ def _check_curve(value: Any, place: str) -> None:
     )(value, place)
     row = listed(maybe(schema.share), length=len(value["scales"]))
     whole = listed(row, length=len(value["shares"]))
-    fields({"accuracy": whole})(value, place)
+    tested = listed(schema.share, length=len(value["shares"]))
+    fields({"accuracy": whole}, {"tested": maybe(tested)})(value, place)
     if not any(x is not None for row in value["accuracy"] for x in row):
         raise DataError(f"{place}.accuracy has no number")
 

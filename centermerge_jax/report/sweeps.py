@@ -47,8 +47,8 @@ def section(sweep: Mapping[str, Any], slug: str) -> Section:
                 plots.scale_rank_map(grid),
                 f"{_method(sweep)}: mean {_metric(sweep)} on validation examples in "
                 "percent, for every rank (a column) and scale (a row) that was tried. "
-                "Yellow is best, and the best one has a frame. A broad yellow area "
-                "means that the choice matters little.",
+                "Yellow is best, dark is ten points below it or more, and the best one "
+                "has a frame.",
                 f"Map of the {_metric(sweep)} of {_method(sweep)} over rank and scale.",
             )
         )

@@ -73,15 +73,35 @@ def setting_text(
     """
     shown = []
     for name, value in (setting or {}).items():
-        if name == "rank" and isinstance(value, float) and 0 < value <= 1:
-            text = f"rank {100 * value:g} %"
-        elif isinstance(value, float):
-            text = f"{name} {value:g}"
-        else:
-            text = f"{name} {value}"
         values = [one[name] for one in tried if name in one]
-        shown.append(text + "*" * at_an_edge(value, values))
+        star = "*" * at_an_edge(value, values)
+        shown.append(f"{name} {_value(name, value)}{star}")
     return ", ".join(shown)
+
+
+def range_text(settings: Sequence[Mapping[str, Any]]) -> str:
+    """Between which numbers, or among which words, settings lie.
+
+    Example:
+      >>> range_text([{"rank": 0.04, "scale": 2.0}, {"rank": 0.16, "scale": 2.0}])
+      'rank 4 % to 16 %, scale 2'
+      >>> range_text([{"merger": "iso_c"}, {"merger": "svc"}])
+      'merger iso_c or svc'
+    """
+    shown = []
+    for name in dict.fromkeys(key for setting in settings for key in setting):
+        values = list(dict.fromkeys(x[name] for x in settings if name in x))
+        ends, between = values, " or "
+        if all(isinstance(x, int | float) for x in values):
+            ends, between = sorted({min(values), max(values)}), " to "
+        shown.append(f"{name} {between.join(_value(name, x) for x in ends)}")
+    return ", ".join(shown)
+
+
+def _value(name: str, value: Any) -> str:
+    if name == "rank" and isinstance(value, float) and 0 < value <= 1:
+        return f"{100 * value:g} %"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def at_an_edge(value: Any, tried: Sequence[Any]) -> bool:

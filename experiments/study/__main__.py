@@ -8,10 +8,11 @@ in all, every method searched with eight points at most on validation items and 
 once, curves over rank and scale, and the questions that the paper leaves open. Every
 expert and every point is kept as soon as it is there: a second call goes on.
 
-Writes `comparison.json` and, of the first seed, `analysis.json` to the folder that
-`--output` names. `--smoke` does all of it on next to nothing, to see that it works.
+Writes `comparison.json`, of the first seed `analysis.json`, and of every seed all points
+and the answer to every test item, `seed-N.json.gz`, to the folder that `--output` names. `--smoke` does all of it on next to nothing, to see that it works.
 """
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,9 @@ def main(
     write_whole(output / "analysis.json", text.encode())
     text = json.dumps(found, indent=1) + "\n"
     write_whole(output / "comparison.json", text.encode())
+    for seed, notebook in notebooks.items():
+        packed = gzip.compress(notebook.content(), mtime=0)
+        write_whole(output / f"seed-{seed}.json.gz", packed)
     for claim in found["claims"]:
         print(f"[{claim['verdict']}] {claim['claim']}\n    {claim['numbers']}")
     minutes = found["seconds"] / 60

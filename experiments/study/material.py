@@ -1,6 +1,7 @@
 """Networks, items and heads of a study."""
 
 import functools
+import re
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -192,6 +193,20 @@ def sampled(name: str, settings: Settings) -> dict[str, tuple[list[str], Any]]:
         "test": arranged(raw.testing, 0)[: settings.test],
     }
     return {
-        kind: ([raw.texts[i] for i in index], raw.labels[index])
+        kind: ([_readable(name, raw.texts[i]) for i in index], raw.labels[index])
         for kind, index in chosen.items()
     }
+
+
+def _readable(name: str, text: str) -> str:
+    r"""What is worth the few tokens that are read: of a post, not who has sent it.
+
+    Example:
+      >>> _readable("newsgroups20", "From: a@b\nSubject: Re: Mars\n\nIt is red.")
+      'Re: Mars\nIt is red.'
+    """
+    if name != "newsgroups20":
+        return text
+    head, _, body = text.partition("\n\n")
+    found = re.search(r"^Subject: *(.*)$", head, re.MULTILINE)
+    return f"{found[1]}\n{body}" if found else text

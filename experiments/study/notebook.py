@@ -55,7 +55,11 @@ class Notebook:
         self._content["found"][name] = plain(value)
         before, self._since = self._since, time.perf_counter()
         self._content["seconds"] += self._since - before
-        write_whole(self._path, json.dumps(self._content).encode())
+        write_whole(self._path, self.content())
+
+    def content(self) -> bytes:
+        """All of it, as it is in the file."""
+        return json.dumps(self._content).encode()
 
 
 def plain(value: Any) -> Any:

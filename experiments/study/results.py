@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from centermerge_jax.data import sets, text_sets
 from centermerge_jax.evaluate import normalised
 from centermerge_jax.evaluation_files import now, versions
 from experiments.study.intervals import Run, difference, interval
 from experiments.study.notebook import Notebook, plain
-from experiments.study.search import mean, unpacked
+from experiments.study.search import BUDGET, mean, unpacked
 from experiments.study.settings import Study
 
 LABELS = {
@@ -46,7 +47,8 @@ def comparison(study: Study, notebooks: Mapping[int, Notebook]) -> dict[str, Any
         f"--seeds {' '.join(map(str, notebooks))}{' --smoke' * study.smoke}",
         "date": now(),
         "versions": versions(),
-        "settings": plain(asdict(study)),
+        "settings": _settings(study),
+        "setup": _setup(study),
         "tasks": list(study.training.tasks),
         "seeds": list(notebooks),
         "seconds": sum(notebook.seconds for notebook in notebooks.values()),
@@ -73,6 +75,60 @@ _TITLES = {
     "vision": "DINOv2-S fine-tuned on {} sets of images",
     "text": "MiniLM fine-tuned on {} sets of texts",
 }
+
+_NETWORKS = {
+    "vision": (
+        "DINOv2-S, 12 blocks, as a public package carries it, whose author has "
+        "fine-tuned it for saliency; images have {pixels} x {pixels} pixels"
+    ),
+    "text": (
+        "MiniLM (all-MiniLM-L6-v2), 6 blocks; of a text it reads the first {tokens} "
+        "tokens, of posts in news groups from the subject on"
+    ),
+}
+
+
+def _settings(study: Study) -> dict[str, Any]:
+    """All numbers of a study, without what is the demo's alone."""
+    found = plain(asdict(study))
+    training = found.pop("training")
+    others = ("ranks", "centered_scales", "uncentered_scales", "seed", "test")
+    others += {"vision": (), "text": ("pixels",)}[study.kind]
+    told = {key: x for key, x in training.items() if key not in others}
+    return {key: x for key, x in {**told, **found}.items() if x != []}
+
+
+def _setup(study: Study) -> list[str]:
+    """What a reader has to know of how the numbers came about."""
+    training = study.training
+    sources: Mapping[str, Any] = {"vision": sets.SETS, "text": text_sets.SETS}
+    tasks = [
+        f"{task} ({len(classes)} classes: {', '.join(classes[:3])}{', ...' * more})"
+        for task in training.tasks
+        for classes in [sources[study.kind][task].classes]
+        for more in [len(classes) > 3]
+    ]
+    network = _NETWORKS[study.kind].format(pixels=training.pixels, tokens=study.tokens)
+    heads = (
+        "Each task has a linear head, fitted on the pretrained network's features of "
+        f"{training.shots} examples of each class and then frozen, as the first "
+        f"{training.frozen_blocks} blocks and the embeddings are. Fine-tuning moves "
+        f"all else: {training.steps} steps of {training.batch} examples, out of "
+        f"{training.train} of the task. These are small experts; how far a merge is "
+        "from them need not be what it is for others."
+    )
+    searches = (
+        f"Each method has {BUDGET} settings at most. With every seed the one that is "
+        f"best on {training.validation} validation examples of each task is tested "
+        f"once, on at most {study.test} test examples of each. Where the first seed "
+        "chose an edge of what was tried, the range was moved, of all methods alike. "
+        "The methods are the best and the best known of those that need no data."
+    )
+    return [
+        f"The network is {network}. The tasks are {'; '.join(tasks)}.",
+        heads,
+        searches,
+    ]
 
 
 def right_answers(notebooks: Iterable[Notebook]) -> dict[str, list[Run]]:
@@ -135,6 +191,9 @@ def _summary(runs: Sequence[Run], every: Mapping[str, Sequence[Run]]) -> dict[st
     for task in runs[0]:
         value, half = interval([{task: run[task]} for run in runs])
         found["accuracy"][task], found["accuracy_half_width"][task] = value, half
+    found["normalised"] = float(
+        np.mean([normalised(*x) for x in zip(runs, every["experts"], strict=True)])
+    )
     return found
 
 

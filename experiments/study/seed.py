@@ -36,7 +36,8 @@ CURVES = {"cart": "centered_scales", "truncated_task_arithmetic": "uncentered_sc
 def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Notebook:
     """Does all that is not done yet for a seed."""
     about = {**asdict(study), "seed": seed}
-    del about["seeds"]  # others may be added
+    for more in ("seeds", "shares", "centered_scales", "uncentered_scales"):
+        del about[more]  # which may be added to
     folder.mkdir(parents=True, exist_ok=True)
     notebook = Notebook(folder / "found.json", about)
     made: list[Material] = []
@@ -46,15 +47,18 @@ def run_seed(study: Study, seed: int, folder: Path, *, progress: Report) -> Note
             made.append(material(study, seed))
         return made[0]
 
-    experts = trained(study, seed, folder, get)
-    joint = experts.pop(JOINT)
     grids = GRIDS[study.kind]
     # What was finished before this changed is to be gone on with.
     all_searched = plain(
-        [grids, questions.SHARES, questions.SCALES, questions.ways(grids)]
+        [
+            [grids, questions.SHARES, questions.SCALES, questions.ways(grids)],
+            [study.shares, study.centered_scales, study.uncentered_scales],
+        ]
     )
     if notebook.known("finished") == all_searched:
         return notebook
+    experts = trained(study, seed, folder, get)
+    joint = experts.pop(JOINT)
     own = get()
     notebook.once("references", lambda: _references(own, experts, joint))
     methods = study.methods or tuple(grids)

@@ -66,7 +66,7 @@ def test_what_is_written(done):
     assert curve["tested"][-1] == pytest.approx(mean, abs=1 / 40)
     assert {claim["verdict"] for claim in found["claims"]} <= {
         "shown",
-        "not shown",
+        "contradicted",
         "open",
         "mixed",
     }

@@ -74,8 +74,8 @@ CASES = {
     "curves.cart.accuracy has no number": changed(
         comparison, ["curves", "cart", "accuracy"], [[None] * 3] * 4
     ),
-    "claims[0].verdict is 'no', expected one of shown, not shown, open, mixed": changed(
-        comparison, ["claims", 0, "verdict"], "no"
+    "claims[0].verdict is 0, expected one of shown, contradicted, open, mixed": changed(
+        comparison, ["claims", 0, "verdict"], 0
     ),
     "kind is 'story', expected one of comparison, analysis, sweep": changed(
         comparison, ["kind"], "story"

@@ -158,7 +158,7 @@ def test_the_summary_says_the_numbers(whole):
         f"CART has {accuracy['cart']:.1f} ± 1.1 % and is 3rd of 6.",
         f"CART is {accuracy['joint'] - accuracy['cart']:.1f} ± 1.2 points below joint",
         f"joint training on all tasks ({accuracy['joint']:.1f} %)",
-        "Of 3 claims: 1 shown, 1 not shown and 1 open.",
+        "Of 3 claims: 1 shown, 1 contradicted and 1 open.",
         "The top 8 % of singular directions hold 84.5 % of the energy of centred",
         "Centred, tasks interfere more at all 4 ranks that were measured, with I(k)",
         "normalised over the top k: 2.81 centred and 2.43 not, at rank 8 %.",
@@ -196,7 +196,7 @@ def test_the_table_has_every_accuracy_the_best_in_bold_and_cart_marked(whole):
 def test_claims_lead_to_their_figures(whole):
     text, _ = whole
     claims = re.findall(r'<li class="([a-z-]+)"><strong.*?</li>', text, re.DOTALL)
-    assert claims == ["shown", "not-shown", "open"]
+    assert claims == ["shown", "contradicted", "open"]
     links = re.findall(r'<a href="#([^"]*)">See the figure', text)
     assert links == ["comparison-rank-curve", "analysis-interference"]
 
@@ -266,7 +266,7 @@ def test_markdown_with_pictures_beside_it(tmp_path):
     assert {Path(link).name for link in links} == names
     assert "| **▸ CART** | 87.8 ± 1.1 | 94.8 | 86.7 ± 2.1 | 80.4 ± 2.5 |" in text
     assert "| **93.9** ± 1.5 |" in text
-    assert "| not shown |" in text
+    assert "| contradicted |" in text
     assert "from the files below, by `centermerge report`. The commands" in text
     tables = [
         [line.count(" | ") for line in block.splitlines()]
@@ -286,7 +286,7 @@ def test_results_are_found_at_any_depth_and_each_once(tmp_path, capsys):
     (deep / "notes.txt").write_text("no JSON")
     (deep / "loop").symlink_to(tmp_path)
     results, notes = read_results([tmp_path, deep / "comparison.json", tmp_path])
-    assert [one.kind for one in results] == ["comparison", "sweep"]
+    assert [one.kind for one in results] == ["sweep", "comparison"]
     assert notes == [f"{deep / 'manifest.json'} is no result: it has no kind"] * 2
 
 
@@ -296,7 +296,10 @@ def test_two_results_of_a_kind_do_not_share_names_and_claims_find_the_nearest(tm
         written(tmp_path / name, comparison=comparison(), analysis=analysis())
     given = [tmp_path / name for name in ("vision", "text")]
     results, _ = read_results(given)
-    assert [one.path.parent for one in results] == given * 2
+    assert [one.path.parent for one in results] == [
+        folder for folder in given for _ in range(2)
+    ]
+    assert [one.kind for one in results] == ["comparison", "analysis"] * 2
     write_report(results, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     page = Reader(text)
@@ -308,6 +311,11 @@ def test_two_results_of_a_kind_do_not_share_names_and_claims_find_the_nearest(tm
         *("comparison-2-rank-curve", "analysis-2-interference"),
     ]
     assert "<h1>Merging fine-tuned models: results</h1>" in text
+    (first,) = re.findall(r"<table>.*?</table>", text, re.DOTALL)[:1]
+    assert "All claims" in first
+    for claim in comparison()["claims"]:
+        assert claim["claim"] in first
+        assert first.count(f">{claim['verdict']}<") >= 2
 
 
 def test_what_is_not_known_is_left_out(tmp_path):

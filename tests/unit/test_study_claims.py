@@ -29,7 +29,19 @@ def point(setting, accuracy):
     return (setting, dict.fromkeys(TASKS, accuracy), 0.1, 1.0)
 
 
-def notebook(path, seed, *, methods, peak, ways, rest, embeddings, few, interference):
+def notebook(
+    path,
+    seed,
+    *,
+    methods,
+    peak,
+    ways,
+    rest,
+    embeddings,
+    few,
+    interference,
+    flank,
+):
     book = Notebook(path / f"{seed}.json", {"seed": seed})
 
     def test(name, accuracy, setting):
@@ -56,8 +68,11 @@ def notebook(path, seed, *, methods, peak, ways, rest, embeddings, few, interfer
             "truncated_task_arithmetic": TEXT.uncentered_scales,
         }
         whole = peak | {1.0: methods["weight_average"]}
+        middle = scales[name][1:-1]
         rows = [
-            ({"rank": r, "scale": s}, whole[r]) for r in whole for s in scales[name]
+            ({"rank": r, "scale": s}, whole[r] - 0.1 * (s not in (flank or middle)))
+            for r in whole
+            for s in scales[name]
         ]
         book.note(f"points of curve of {name}", [point(*row) for row in rows])
         tested = [
@@ -109,6 +124,7 @@ def verdicts(path, **changed):
         "embeddings": {"mean": 0.72},
         "few": {3: -0.05, 4: -0.02},
         "interference": 0.5,
+        "flank": None,
         **changed,
     }
     books = {seed: notebook(path, seed, **told) for seed in (0, 1)}
@@ -123,7 +139,7 @@ def of(found, beginning):
 
 def test_all_that_is_so_is_shown(tmp_path):
     found = verdicts(tmp_path)
-    assert len(found) == 17
+    assert len(found) == 15
     wrong = {
         claim: verdict
         for claim, verdict in found.items()
@@ -132,9 +148,11 @@ def test_all_that_is_so_is_shown(tmp_path):
     }
     assert not wrong
     assert of(found, "The merged model comes within 1 to 3 % of multi") == "shown"
-    assert of(found, "The merged model comes within 1 to 3 % of the ind") == "not shown"
-    assert of(found, "A rank for each matrix") == "not shown"
-    assert of(found, "A rank and scale chosen without data") == "not shown"
+    assert (
+        of(found, "The merged model comes within 1 to 3 % of the ind") == "contradicted"
+    )
+    assert of(found, "A rank for each matrix") == "contradicted"
+    assert of(found, "A rank and scale chosen without data") == "contradicted"
 
 
 @pytest.mark.parametrize(
@@ -142,25 +160,32 @@ def test_all_that_is_so_is_shown(tmp_path):
     [
         # A plateau to the left, no peak, a peak elsewhere.
         ("Accuracy against", {"peak": {**PEAK, 0.01: 0.719}}, "open"),
-        ("Accuracy against", {"peak": dict.fromkeys(PEAK, 0.5)}, "not shown"),
-        ("Eight percent", {"peak": {**PEAK, 0.32: 0.8}}, "not shown"),
+        ("Accuracy against", {"peak": dict.fromkeys(PEAK, 0.5)}, "contradicted"),
+        ("Eight percent", {"peak": {**PEAK, 0.32: 0.8}}, "contradicted"),
         ("Accuracy against", {"peak": {**PEAK, 0.32: 0.8}}, "shown"),
-        ("Centred vectors", {"interference": 2.0}, "not shown"),
-        ("Centring matters", {"methods": METHODS | {"cart": 0.55}}, "not shown"),
+        # With a smaller scale than any tried, a low rank may be better.
+        ("Accuracy against", {"flank": TEXT.centered_scales[:1]}, "open"),
+        ("Centred vectors", {"interference": 2.0}, "contradicted"),
+        (
+            "Centring matters",
+            {"methods": METHODS | {"task_arithmetic": 0.8}},
+            "contradicted",
+        ),
+        ("Centring matters", {"methods": METHODS | {"cart": 0.55}}, "contradicted"),
         (
             "Centring matters",
             {"methods": METHODS | {"truncated_task_arithmetic": 0.72}},
             "open",
         ),
-        ("CART is better", {"methods": METHODS | {"tsv_m": 0.8}}, "not shown"),
+        ("CART is better", {"methods": METHODS | {"tsv_m": 0.8}}, "contradicted"),
         # A variant of CART is no rival.
         ("CART is better", {"methods": METHODS | {"cart_tsv": 0.8}}, "shown"),
-        ("The best rank grows", {"few": {3: 0.1, 4: 0.05}}, "not shown"),
+        ("The best rank grows", {"few": {3: 0.1, 4: 0.05}}, "contradicted"),
         ("The best rank grows", {"few": {3: 0.0, 4: 0.05}}, "open"),
-        ("Queries, keys", {"ways": {"fused": 0.6, "energy": 0.7}}, "not shown"),
-        ("Biases and norms", {"rest": {"mean": 0.72, "sum": 0.8}}, "not shown"),
+        ("Queries, keys", {"ways": {"fused": 0.6, "energy": 0.7}}, "contradicted"),
+        ("Biases and norms", {"rest": {"mean": 0.72, "sum": 0.8}}, "contradicted"),
         ("Biases and norms", {"rest": {"mean": 0.72, "sum": 0.72}}, "open"),
-        ("Tables", {"embeddings": {"mean": 0.72, "sum": 0.8}}, "not shown"),
+        ("Tables", {"embeddings": {"mean": 0.72, "sum": 0.8}}, "contradicted"),
     ],
 )
 def test_what_is_not_so_is_not_shown(beginning, changed, verdict, tmp_path):
@@ -170,4 +195,4 @@ def test_what_is_not_so_is_not_shown(beginning, changed, verdict, tmp_path):
 
 
 def test_of_embeddings_that_were_frozen_nothing_is_said(tmp_path):
-    assert len(verdicts(tmp_path, embeddings=None)) == 16
+    assert len(verdicts(tmp_path, embeddings=None)) == 14
