@@ -10,6 +10,7 @@ from matplotlib import colors, rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from centermerge_jax.plots.ranks import heat_map
 from centermerge_jax.plots.style import BLUE, ORANGE, STYLE, new_figure, plain
@@ -205,6 +206,8 @@ def spectra(
             ScalarMappable(scale, _LAYERS), ax=figure.axes, aspect=40, pad=0.02
         )
         bar.set_label("layer")
+        bar.locator = MaxNLocator(integer=True)
+        bar.update_ticks()
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     figure.supxlabel("number of the singular value (% of full rank)", fontsize=9)
     figure.supylabel("singular value", fontsize=9)

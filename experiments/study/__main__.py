@@ -8,8 +8,9 @@ in all, every method searched with eight points at most on validation items and 
 once, curves over rank and scale, and the questions that the paper leaves open. Every
 expert and every point is kept as soon as it is there: a second call goes on.
 
-Writes `comparison.json`, of the first seed `analysis.json`, and of every seed all points
-and the answer to every test item, `seed-N.json.gz`, to the folder that `--output` names. `--smoke` does all of it on next to nothing, to see that it works.
+Writes to the folder that `--output` names: `comparison.json`, of the first seed
+`analysis.json`, and of every seed all points and whether each test item was right,
+`seed-N.json.gz`. `--smoke` does all of it on next to nothing, to see that it works.
 """
 
 import gzip

@@ -18,8 +18,9 @@ def interval(runs: Sequence[Run]) -> tuple[float, float]:
     The variance of the mean has two parts: that of the items, each with its mean over
     seeds, and that of the seeds' means, which few seeds tell badly. So the quantile is
     Student's, with the degrees of freedom of Satterthwaite (1946): it covers 95 % where
-    seeds differ by a few points, and with two seeds 88 % where they differ by ten. With
-    one seed the second part is missing.
+    seeds differ by a few points, and with two seeds 88 % where they differ by ten. What
+    of the seeds' spread is that of the same items counts twice, which errs on the safe
+    side. With one seed the second part is missing.
 
     Args:
       runs: One for each seed, all of the same items.

@@ -21,7 +21,7 @@ BUDGET = 8
 _SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
 _WIDE = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0)
 _SPECTRAL = (0.6, 1.0, 1.4, 1.8, 2.2, 2.8, 3.6, 4.6)
-_CENTRED = {"rank": (0.04, 0.08), "scale": (2.0, 3.0, 5.0, 8.0)}
+_LARGE = (1.4, 1.8, 2.2, 2.8, 3.6, 4.6, 6.0, 8.0)
 
 Grids = Mapping[str, Mapping[str, Sequence[Any]]]
 """For each method the values of its hyperparameters that are tried."""
@@ -29,19 +29,19 @@ Grids = Mapping[str, Mapping[str, Sequence[Any]]]
 _TEXT: Grids = {
     "weight_average": {},
     "task_arithmetic": {"scale": _SCALES},
-    "ties": {"density": (0.2, 0.4), "scale": (0.3, 0.6, 1.0, 1.5)},
-    "truncated_task_arithmetic": {"rank": (0.02, 0.08), "scale": (0.2, 0.4, 0.7, 1.0)},
-    "cart": _CENTRED,
+    "ties": {"density": (0.2, 0.4, 0.6, 0.8), "scale": (0.7, 1.2)},
+    "truncated_task_arithmetic": {"rank": (0.02, 0.08), "scale": (0.4, 0.6, 0.8, 1.0)},
+    "cart": {"rank": (0.04, 0.08, 0.16, 0.32), "scale": (8.0, 24.0)},
     "cart_data_free": {},
-    "cart_tsv": _CENTRED,
+    "cart_tsv": {"rank": (0.02, 0.04, 0.08, 0.16), "scale": (3.5, 6.0)},
     "tsv_m": {"scale": _SPECTRAL},
-    "iso_c": {"scale": _SPECTRAL},
-    "iso_cts": {"scale": _SPECTRAL},
+    "iso_c": {"scale": _LARGE},
+    "iso_cts": {"scale": _LARGE},
     "dc_merge": {"scale": _SPECTRAL},
     "subspace_boosting": {"scale": _SCALES},
-    "svc": {"merger": ("task_arithmetic", "iso_c"), "scale": (0.3, 0.6, 1.0, 1.5)},
+    "svc": {"merger": ("task_arithmetic", "iso_c"), "scale": (0.15, 0.3, 1.5, 2.5)},
     "wudi_closed": {"scale": _WIDE},
-    "ace_merging": {"ridge": (1e-5, 1e-4), "scale": (0.8, 1.0, 1.3, 1.6)},
+    "ace_merging": {"ridge": (1e-7, 1e-6, 1e-5, 1e-4), "scale": (1.5, 2.0)},
 }
 
 _VISION: Grids = {
@@ -54,7 +54,7 @@ _VISION: Grids = {
     },
     "cart": {"rank": (0.08, 0.16, 0.24, 0.32), "scale": (5.0, 10.0)},
     "cart_tsv": {"rank": (0.02, 0.04, 0.08, 0.16), "scale": (1.5, 2.5)},
-    "iso_cts": {"scale": (1.4, 1.8, 2.2, 2.8, 3.6, 4.6, 6.0, 8.0)},
+    "iso_c": {"scale": _SPECTRAL},
     "svc": {"merger": ("task_arithmetic", "iso_c"), "scale": (0.1, 0.2, 0.3, 0.6)},
     "ace_merging": {"ridge": (1e-7, 1e-6, 1e-5, 1e-4), "scale": (1.0, 1.3)},
 }
