@@ -30,7 +30,7 @@ bench: venv ## run all benchmarks on a quiet machine (about an hour)
 	  $(BIN)/python -m experiments.benchmarks.$$program || exit 1; \
 	done
 
-study: venv ## the paper's claims on real experts (two and a half hours, resumable)
+study: venv ## the paper's claims on real experts (two hours, resumable)
 	$(BIN)/python -m experiments.study text
 	$(BIN)/python -m experiments.study vision
 
