@@ -122,6 +122,7 @@ def smoke(study: Study) -> Study:
         tokens=8,
         methods=(
             "weight_average",
+            "task_arithmetic",
             "truncated_task_arithmetic",
             "cart",
             "cart_data_free",
