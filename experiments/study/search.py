@@ -29,11 +29,11 @@ Grids = Mapping[str, Mapping[str, Sequence[Any]]]
 _TEXT: Grids = {
     "weight_average": {},
     "task_arithmetic": {"scale": _SCALES},
-    "ties": {"density": (0.2, 0.4, 0.6, 0.8), "scale": (0.7, 1.2)},
-    "truncated_task_arithmetic": {"rank": (0.02, 0.08), "scale": (0.4, 0.6, 0.8, 1.0)},
-    "cart": {"rank": (0.04, 0.08, 0.16, 0.32), "scale": (8.0, 24.0)},
+    "ties": {"density": (0.05, 0.1, 0.2, 0.4), "scale": (1.2, 1.8)},
+    "truncated_task_arithmetic": {"rank": (0.01, 0.02), "scale": (0.4, 0.6, 0.8, 1.0)},
+    "cart": {"rank": (0.04, 0.08, 0.16, 0.32), "scale": (8.0, 16.0)},
     "cart_data_free": {},
-    "cart_tsv": {"rank": (0.02, 0.04, 0.08, 0.16), "scale": (3.5, 6.0)},
+    "cart_tsv": {"rank": (0.01, 0.02, 0.04, 0.08), "scale": (2.0, 3.5)},
     "tsv_m": {"scale": _SPECTRAL},
     "iso_c": {"scale": _LARGE},
     "iso_cts": {"scale": _LARGE},
@@ -41,7 +41,7 @@ _TEXT: Grids = {
     "subspace_boosting": {"scale": _SCALES},
     "svc": {"merger": ("task_arithmetic", "iso_c"), "scale": (0.15, 0.3, 1.5, 2.5)},
     "wudi_closed": {"scale": _WIDE},
-    "ace_merging": {"ridge": (1e-7, 1e-6, 1e-5, 1e-4), "scale": (1.5, 2.0)},
+    "ace_merging": {"ridge": (1e-7, 1e-6, 1e-5, 1e-4), "scale": (1.0, 1.5)},
 }
 
 _VISION: Grids = {

@@ -89,6 +89,7 @@ TEXT = Study(
         learning_rate=1e-4,
     ),
     seeds=(0, 1),
+    centered_scales=tuple(2.0**i for i in range(-1, 8)),
     tokens=24,
 )
 """MiniLM on six sets of texts; the batch can be divided by six for joint training."""
