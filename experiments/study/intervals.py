@@ -23,7 +23,7 @@ def interval(runs: Sequence[Run]) -> tuple[float, float]:
     side. With one seed the second part is missing.
 
     Args:
-      runs: One for each seed, all of the same items.
+      runs: One for each seed. Those that have a task have the same items of it.
 
     Example:
       >>> right = np.array([True] * 90 + [False] * 10)
@@ -32,12 +32,12 @@ def interval(runs: Sequence[Run]) -> tuple[float, float]:
       >>> [round(x, 3) for x in interval([{"a": right}, {"a": ~right}])]
       [0.5, 5.082]
     """
-    tasks = list(runs[0])
     of_items = 0.0
-    for task in tasks:
-        items = np.stack([run[task] for run in runs]).mean(axis=0, dtype=np.float64)
-        of_items += float(items.var(ddof=1)) / len(items) / len(tasks) ** 2
-    means = [float(np.mean([run[task].mean() for task in tasks])) for run in runs]
+    for task in {task: None for run in runs for task in run}:
+        shares = [run[task] / len(run) for run in runs if task in run]
+        items = np.sum(shares, axis=0, dtype=np.float64) / len(runs)
+        of_items += float(items.var(ddof=1)) / len(items)
+    means = [float(np.mean([x.mean() for x in run.values()])) for run in runs]
     quantile, of_seeds = Z95, 0.0
     if len(runs) > 1:
         of_seeds = float(np.var(means, ddof=1)) / len(runs)

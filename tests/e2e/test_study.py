@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import centermerge_jax as cm
 from centermerge_jax.demo import Settings
@@ -243,3 +244,15 @@ def test_a_difference_is_of_the_same_items():
     assert value == pytest.approx((1 / 4 + 1 / 2) / 2)
     variances = [np.var([0, 1, 0, 0], ddof=1) / 4, np.var([1, 0], ddof=1) / 2]
     assert half == pytest.approx(1.959964 * np.sqrt(sum(variances)) / 2, rel=1e-6)
+
+
+def test_an_interval_is_over_the_tasks_that_each_seed_has():
+    a, b, c = np.array([1, 1, 0, 0.0]), np.array([1, 0.0]), np.array([1, 1, 0.0])
+    value, half = intervals.interval([{"a": a, "b": b}, {"b": b, "c": c}])
+    assert value == pytest.approx((0.5 + 0.5 + 0.5 + 2 / 3) / 4)
+    # Each answer counts as much as it moves the mean: those of b, in both runs, twice.
+    parts = [x.var(ddof=1) / len(x) for x in (a / 4, b / 2, c / 4)]
+    of_items, of_seeds = sum(parts), np.var([0.5, (0.5 + 2 / 3) / 2], ddof=1) / 2
+    freedom = ((of_items + of_seeds) / of_seeds) ** 2
+    quantile = scipy.stats.t.ppf(0.975, freedom)
+    assert half == pytest.approx(quantile * np.sqrt(of_items + of_seeds))
