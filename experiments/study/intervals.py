@@ -35,7 +35,7 @@ def interval(runs: Sequence[Run]) -> tuple[float, float]:
     of_items = 0.0
     for task in {task: None for run in runs for task in run}:
         shares = [run[task] / len(run) for run in runs if task in run]
-        items = np.sum(shares, axis=0, dtype=np.float64) / len(runs)
+        items = np.stack(shares).sum(axis=0, dtype=np.float64) / len(runs)
         of_items += float(items.var(ddof=1)) / len(items)
     means = [float(np.mean([x.mean() for x in run.values()])) for run in runs]
     quantile, of_seeds = Z95, 0.0
