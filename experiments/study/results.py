@@ -120,8 +120,8 @@ def _setup(study: Study) -> list[str]:
     searches = (
         f"Each method has {BUDGET} settings at most. With every seed the one that is "
         f"best on {training.validation} validation examples of each task is tested "
-        f"once, on at most {study.test} test examples of each. The ranges were moved in "
-        "several rounds, by validation: outward where the first seed chose an edge of "
+        f"once, on at most {study.test} test examples of each. The ranges were moved "
+        "in several rounds, by validation: outward where the first seed chose an edge of "
         "what was tried, and for CART and its uncentred form also knowing their "
         "curves over rank and scale, which the others lack. Rounds before the last "
         "had been tested too. "
